@@ -1,0 +1,6 @@
+#include "cpu/variants.h"
+
+#include "cpu/lanes/avx2.h"
+
+#define MIMO_KERNEL(name) mimo_avx2_##name
+#include "cpu/lanes/attention.h"

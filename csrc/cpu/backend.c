@@ -1,0 +1,109 @@
+#include <string.h>
+
+#include "base/alloc.h"
+#include "cpu/cpu.h"
+
+typedef struct parallel_call {
+    void (*fn)(void *context, size_t i, size_t worker);
+    void *context;
+    size_t n;
+} parallel_call;
+
+static void parallel_worker(void *context, mimo_worker *worker)
+{
+    const parallel_call *call = context;
+    for (size_t i; (i = mimo_pool_take(worker)) < call->n;)
+        call->fn(call->context, i, worker->index);
+}
+
+static void parallel(mimo_backend *self, void (*fn)(void *context, size_t i, size_t worker), void *context, size_t n)
+{
+    if (n == 1) { /* not worth waking anybody */
+        fn(context, 0, 0);
+        return;
+    }
+    parallel_call call = {fn, context, n};
+    mimo_pool_run(((mimo_cpu *)self)->pool, parallel_worker, &call);
+}
+
+static mimo_status kv_open(mimo_backend *self, mimo_kv **out, mimo_error *err)
+{
+    return mimo_kv_open(out, &((mimo_cpu *)self)->kv_layout, err);
+}
+
+static mimo_status kv_reserve(mimo_backend *self, mimo_kv *kv, size_t positions, mimo_error *err)
+{
+    (void)self;
+    return mimo_kv_reserve(kv, positions, err);
+}
+
+/* Sliding layers have overwritten what lies a ring behind the last cached position; after the cut, the window behind the next
+ * position must still be there. */
+static bool kv_can_cut(const mimo_backend *self, size_t cached, size_t kept)
+{
+    const mimo_cpu *cpu = (const mimo_cpu *)self;
+    const size_t window = cpu->config->attention[MIMO_SLIDING].window, ring = cpu->kv_layout.ring;
+    return ring == 0 || cached <= ring || cached + window <= kept + ring + 1;
+}
+
+static void kv_close(mimo_backend *self, mimo_kv *kv)
+{
+    (void)self;
+    mimo_kv_close(kv);
+}
+
+static void cpu_close(mimo_backend *self)
+{
+    mimo_cpu *cpu = (mimo_cpu *)self;
+    mimo_pool_close(cpu->pool);
+    mimo_cpu_release_weights(cpu);
+    mimo_free(cpu->panels);
+    mimo_free(cpu->scratch);
+    mimo_free(cpu->workspace);
+    mimo_free(cpu);
+}
+
+static mimo_status open_parts(mimo_cpu *cpu, const mimo_backend_options *options, mimo_error *err)
+{
+    MIMO_TRY(mimo_kernels_choose(&cpu->kernels, options->variant, err));
+    cpu->base.variant = cpu->kernels->name;
+    mimo_plan_build(&cpu->plan, cpu->config, options->max_rows);
+    MIMO_TRY(mimo_plan_check(&cpu->plan, cpu->config, err));
+    mimo_kv_layout_init(&cpu->kv_layout, cpu->config, cpu->exact, cpu->max_rows);
+    cpu->base.memory.kv_per_position = cpu->kv_layout.chunk_bytes[MIMO_FULL] / MIMO_KV_CHUNK;
+    cpu->base.memory.kv_fixed = cpu->kv_layout.chunk_bytes[MIMO_SLIDING] * (cpu->kv_layout.ring / MIMO_KV_CHUNK);
+    MIMO_TRY(mimo_cpu_plan_weights(cpu, err));
+    MIMO_TRY(mimo_alloc_array(&cpu->scratch, cpu->threads, sizeof *cpu->scratch, "scratch of workers", err));
+    MIMO_TRY(mimo_cpu_open_workspace(cpu, err));
+    return mimo_pool_open(&cpu->pool, cpu->threads, err);
+}
+
+mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config, const mimo_weights *weights,
+                                  const mimo_backend_options *options, mimo_error *err)
+{
+    mimo_cpu *cpu;
+    MIMO_TRY(mimo_alloc_array(&cpu, 1, sizeof *cpu, "CPU engine", err));
+    cpu->base = (mimo_backend){
+        .name = "cpu",
+        .load = mimo_cpu_load,
+        .step = mimo_cpu_step,
+        .parallel = parallel,
+        .kv_open = kv_open,
+        .kv_reserve = kv_reserve,
+        .kv_can_cut = kv_can_cut,
+        .kv_close = kv_close,
+        .close = cpu_close,
+    };
+    cpu->config = config;
+    cpu->weights = weights;
+    cpu->exact = options->exact;
+    cpu->threads = options->threads;
+    cpu->max_rows = options->max_rows;
+    const mimo_status status = open_parts(cpu, options, err);
+    if (status != MIMO_OK) {
+        cpu_close(&cpu->base);
+        return status;
+    }
+    *out = &cpu->base;
+    return MIMO_OK;
+}

@@ -1,0 +1,142 @@
+/* The CPU backend's own state, shared by the files of this room. */
+#ifndef MIMO_CPU_CPU_H
+#define MIMO_CPU_CPU_H
+
+#include "cpu/kernels.h"
+#include "cpu/kv.h"
+#include "cpu/panel.h"
+#include "cpu/pool.h"
+#include "plan/backend.h"
+#include "plan/plan.h"
+
+/* Steps of at most this many rows norm their rows on every worker, which costs less than a barrier. */
+enum { MIMO_LOCAL_ROWS = 4 };
+/* Most octets of a unit of matrix rows: its results for a whole prefill tile stay in the second-level cache. */
+enum { MIMO_UNIT_OCTETS = 16 };
+
+typedef struct mimo_cpu_layer {
+    const float *attention_norm, *mlp_norm; /* [H] */
+    const float *sinks;                     /* [N] or NULL */
+    const float *router_bias;               /* [E] */
+    mimo_panel qkv, out, router;
+    mimo_panel *gate, *up, *down; /* [mlps] */
+} mimo_cpu_layer;
+
+/* Activation rows as a kernel reads them, with room to write. */
+typedef struct mimo_rows {
+    float *f;   /* [rows, K]; NULL where only the quantised form is read */
+    int8_t *q;  /* NULL in exact mode */
+    float *d;
+    int32_t *s;
+    size_t K;
+} mimo_rows;
+
+/* Routing of a step: for each expert in use, its rows in ascending order. */
+typedef struct mimo_routes {
+    uint32_t *expert;   /* [T, K], ascending in each row */
+    float *weight;      /* [T, K] */
+    uint32_t *active;   /* [E] experts in use, ascending */
+    size_t actives;
+    uint32_t *first;    /* [E + 1] entries of expert active[i] are first[i] .. first[i+1] */
+    uint16_t *row;      /* [T * K] row of an entry */
+    uint16_t *slot;     /* [T * K] row of U: row * K + k */
+    float *share;       /* [T * K] weight of an entry */
+} mimo_routes;
+
+typedef struct mimo_scratch { /* one worker's */
+    mimo_rows local;  /* [MIMO_LOCAL_ROWS, H] */
+    float *gemm;      /* [max_rows, block] results of one unit, twice (gate and up) */
+    float *sum;       /* [max_rows, block] */
+    float *attention; /* m, l, acc, scores of one unit */
+} mimo_scratch;
+
+typedef struct mimo_cpu {
+    mimo_backend base;
+    const mimo_config *config;
+    const mimo_weights *weights;
+    const mimo_kernels *kernels;
+    bool exact;
+    size_t threads, max_rows;
+    mimo_plan plan;
+    mimo_kv_layout kv_layout;
+    mimo_pool *pool;
+
+    uint8_t *slab;        /* all packed weights */
+    uint8_t *embed;       /* [V, H] as stored: BF16 or F32 */
+    float *vectors;       /* norms, sinks, router biases */
+    mimo_panel *panels;   /* storage of every layer's gate, up, down */
+    const float *norm;    /* [H] */
+    mimo_panel head;
+    mimo_cpu_layer layer[MIMO_MAX_LAYERS];
+
+    /* Rows of the step */
+    float *x;             /* [T, H] */
+    size_t angles[2];       /* R/2 of each attention kind, 0 if no layer is of it */
+    float *cos[2], *sin[2]; /* [T, R/2] */
+    float *q;             /* [T, N*D] */
+    mimo_rows a;          /* [T, N*Dv] */
+    mimo_rows m;          /* [T, H] normed input of a matrix */
+    mimo_rows u;          /* [T*K, F] or [T, F]; rows a and u are as wide as the layer's */
+    float *router_logits; /* [T, round_up(E, 8)] */
+    mimo_routes routes;
+    float *frequency[2];  /* [R/2] */
+    size_t block;         /* floats of one row of scratch.gemm */
+    mimo_scratch *scratch; /* [threads] */
+    uint8_t *workspace;
+
+    const mimo_step *step;
+} mimo_cpu;
+
+/* load.c */
+MIMO_MUST_CHECK mimo_status mimo_cpu_plan_weights(mimo_cpu *cpu, mimo_error *err);
+mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done, const atomic_bool *cancel,
+                          mimo_error *err);
+void mimo_cpu_release_weights(mimo_cpu *cpu);
+
+/* workspace.c */
+MIMO_MUST_CHECK mimo_status mimo_cpu_open_workspace(mimo_cpu *cpu, mimo_error *err);
+
+/* run.c */
+void mimo_cpu_step(mimo_backend *self, const mimo_step *step);
+
+/* What one worker needs to run one operation. */
+typedef struct mimo_task {
+    mimo_cpu *cpu;
+    const mimo_op *op;
+    mimo_worker *worker;
+    mimo_scratch *scratch;
+} mimo_task;
+
+/* ops_*.c: one function an operation. Each takes units until none is left; the barrier after it is run.c's. */
+void mimo_cpu_embed(const mimo_task *task);
+void mimo_cpu_qkv(const mimo_task *task);
+void mimo_cpu_attention(const mimo_task *task);
+void mimo_cpu_out_proj(const mimo_task *task);
+void mimo_cpu_route(const mimo_task *task);
+/* The part of route that one worker does when all rows have their router logits. */
+void mimo_cpu_route_end(mimo_cpu *cpu, const mimo_op *op);
+void mimo_cpu_expert_up(const mimo_task *task);
+void mimo_cpu_expert_down(const mimo_task *task);
+void mimo_cpu_dense_up(const mimo_task *task);
+void mimo_cpu_dense_down(const mimo_task *task);
+void mimo_cpu_head(const mimo_task *task);
+
+/* shared by the operations (ops.c) */
+
+/* The kernel for `panel`, by its packing. */
+mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel);
+/* Rows as kernels read them, K wide. */
+mimo_act mimo_cpu_act(const mimo_rows *rows, size_t K);
+/* Elements [first, first + count) of row `row` of rows K wide have been written to rows->f: quantises them in fast mode, where both are
+ * whole blocks. */
+void mimo_cpu_quantize(const mimo_cpu *cpu, const mimo_rows *rows, size_t K, size_t row, size_t first, size_t count);
+/* Norms x[row[i]] for i < count (row NULL: x[i]) into the worker's own rows if they are few, else together into cpu->m, which takes a
+ * barrier. Returns the rows to read: i-th row of the result. */
+const mimo_rows *mimo_cpu_norm_rows(const mimo_task *task, const uint16_t *row, size_t count, const float *weight);
+/* Octets that a unit of a matrix with `octets` octets takes, a multiple of `multiple`, at most MIMO_UNIT_OCTETS. */
+size_t mimo_cpu_unit_octets(const mimo_cpu *cpu, size_t octets, size_t multiple);
+/* x[t, 8*octet ...] += values[t * stride ...] for all rows, `octets` octets. layer_ends: the step's taps of this layer are taken too. */
+void mimo_cpu_add_residual(const mimo_task *task, const float *values, size_t stride, size_t octet, size_t octets,
+                           bool layer_ends);
+
+#endif

@@ -1,0 +1,135 @@
+#include "cpu/kv.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/size.h"
+#include "format/bf16.h"
+
+void mimo_kv_layout_init(mimo_kv_layout *layout, const mimo_config *config, bool exact, size_t max_rows)
+{
+    *layout = (mimo_kv_layout){.config = config, .element_bytes = exact ? sizeof(float) : sizeof(uint16_t)};
+    for (int kind = MIMO_FULL; kind <= MIMO_SLIDING; kind++) {
+        const mimo_attention *a = &config->attention[kind];
+        layout->value_offset[kind] = (size_t)MIMO_KV_CHUNK * a->head_dim * layout->element_bytes;
+        layout->head_bytes[kind] =
+            (size_t)MIMO_KV_CHUNK * ((size_t)a->head_dim + a->v_head_dim) * layout->element_bytes;
+    }
+    for (uint32_t layer = 0; layer < config->layers; layer++) {
+        const int kind = config->sliding[layer];
+        layout->layer_offset[layer] = layout->chunk_bytes[kind];
+        layout->chunk_bytes[kind] += config->attention[kind].kv_heads * layout->head_bytes[kind];
+    }
+    /* A step writes its rows before it reads: its first row must still find the window behind it. */
+    if (layout->chunk_bytes[MIMO_SLIDING] > 0)
+        layout->ring = mimo_round_up(config->attention[MIMO_SLIDING].window + max_rows - 1, MIMO_KV_CHUNK);
+}
+
+mimo_status mimo_kv_open(mimo_kv **out, const mimo_kv_layout *layout, mimo_error *err)
+{
+    mimo_kv *kv;
+    MIMO_TRY(mimo_alloc_array(&kv, 1, sizeof *kv, "KV cache", err));
+    kv->layout = layout;
+    if (layout->ring > 0) {
+        const mimo_status status = mimo_alloc_array(&kv->ring, layout->ring / MIMO_KV_CHUNK,
+                                                    layout->chunk_bytes[MIMO_SLIDING], "KV ring of sliding layers", err);
+        if (status != MIMO_OK) {
+            mimo_free(kv);
+            return status;
+        }
+    }
+    *out = kv;
+    return MIMO_OK;
+}
+
+static mimo_status reserve_slots(mimo_kv *kv, size_t slots, mimo_error *err)
+{
+    if (slots <= kv->chunk_slots)
+        return MIMO_OK;
+    uint8_t **chunk;
+    slots = mimo_max(slots, 2 * kv->chunk_slots);
+    MIMO_TRY(mimo_alloc_array(&chunk, slots, sizeof *chunk, "KV chunk table", err));
+    if (kv->chunks > 0)
+        memcpy(chunk, kv->chunk, kv->chunks * sizeof *chunk);
+    mimo_free(kv->chunk);
+    kv->chunk = chunk;
+    kv->chunk_slots = slots;
+    return MIMO_OK;
+}
+
+mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_error *err)
+{
+    if (kv->layout->chunk_bytes[MIMO_FULL] == 0)
+        return MIMO_OK;
+    const size_t chunks = mimo_ceil_div(positions, MIMO_KV_CHUNK);
+    MIMO_TRY(reserve_slots(kv, chunks, err));
+    const size_t had = kv->chunks;
+    for (; kv->chunks < chunks; kv->chunks++) {
+        const mimo_status status = mimo_alloc_array(&kv->chunk[kv->chunks], 1, kv->layout->chunk_bytes[MIMO_FULL],
+                                                    "KV cache chunk of 256 positions", err);
+        if (status != MIMO_OK) {
+            while (kv->chunks > had)
+                mimo_free(kv->chunk[--kv->chunks]);
+            return status;
+        }
+    }
+    return MIMO_OK;
+}
+
+void mimo_kv_close(mimo_kv *kv)
+{
+    if (kv == NULL)
+        return;
+    for (size_t i = 0; i < kv->chunks; i++)
+        mimo_free(kv->chunk[i]);
+    mimo_free(kv->chunk);
+    mimo_free(kv->ring);
+    mimo_free(kv);
+}
+
+uint8_t *mimo_kv_head(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, uint8_t **values)
+{
+    const mimo_kv_layout *layout = kv->layout;
+    const int kind = layout->config->sliding[layer];
+    uint8_t *chunk = kind == MIMO_SLIDING
+                         ? kv->ring + position % layout->ring / MIMO_KV_CHUNK * layout->chunk_bytes[MIMO_SLIDING]
+                         : kv->chunk[position / MIMO_KV_CHUNK];
+    uint8_t *head = chunk + layout->layer_offset[layer] + g * layout->head_bytes[kind];
+    *values = head + layout->value_offset[kind];
+    return head;
+}
+
+void mimo_kv_write_key(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, const float *key, size_t first,
+                       size_t count)
+{
+    uint8_t *values;
+    uint8_t *keys = mimo_kv_head(kv, layer, g, position, &values);
+    const size_t D = mimo_layer_attention(kv->layout->config, layer)->head_dim;
+    const size_t slot = position % MIMO_KV_CHUNK;
+    const size_t at = (slot / 8 * D + first) * 8 + slot % 8;
+    if (kv->layout->element_bytes == sizeof(float)) {
+        float *to = (float *)(void *)keys + at;
+        for (size_t d = 0; d < count; d++)
+            to[8 * d] = key[d];
+    } else {
+        uint16_t *to = (uint16_t *)(void *)keys + at;
+        for (size_t d = 0; d < count; d++)
+            to[8 * d] = mimo_bf16_encode(key[d]);
+    }
+}
+
+void mimo_kv_write_value(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, const float *value, size_t first,
+                         size_t count)
+{
+    uint8_t *values;
+    mimo_kv_head(kv, layer, g, position, &values);
+    const size_t Dv = mimo_layer_attention(kv->layout->config, layer)->v_head_dim;
+    const size_t at = position % MIMO_KV_CHUNK * Dv + first;
+    if (kv->layout->element_bytes == sizeof(float)) {
+        memcpy((float *)(void *)values + at, value, count * sizeof(float));
+    } else {
+        uint16_t *to = (uint16_t *)(void *)values + at;
+        for (size_t d = 0; d < count; d++)
+            to[d] = mimo_bf16_encode(value[d]);
+    }
+}

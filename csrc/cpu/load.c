@@ -1,0 +1,317 @@
+/* From the checkpoint's files into packed panels: sizes first, then one slab, then units of rows read and packed by all workers. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/size.h"
+#include "cpu/cpu.h"
+#include "format/mxfp4.h"
+
+enum { UNIT_BYTES = 1 << 20 }; /* of source that a worker reads at a time */
+
+/* One matrix to pack. */
+typedef struct item {
+    mimo_panel *panel;
+    const mimo_matrix *matrix;
+} item;
+
+typedef enum role { ROLE_QKV, ROLE_OUT, ROLE_OUT_FLOAT, ROLE_ROUTER, ROLE_EXPERT, ROLE_DENSE, ROLE_HEAD } role;
+
+typedef void visit(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context);
+
+/* Every packed matrix in the order in which a step reads them. */
+static void visit_panels(mimo_cpu *cpu, visit *fn, void *context)
+{
+    for (uint32_t i = 0; i < cpu->config->layers; i++) {
+        const mimo_layer_weights *w = &cpu->weights->layer[i];
+        mimo_cpu_layer *layer = &cpu->layer[i];
+        const role mlp = cpu->config->sparse[i] ? ROLE_EXPERT : ROLE_DENSE;
+        fn(cpu, &layer->qkv, &w->qkv, ROLE_QKV, context);
+        /* Attention output is quantised head by head: its matrix takes int8 rows only if heads are whole blocks. */
+        const bool whole = mimo_layer_attention(cpu->config, i)->v_head_dim % MIMO_MX_BLOCK == 0;
+        fn(cpu, &layer->out, &w->out, whole ? ROLE_OUT : ROLE_OUT_FLOAT, context);
+        if (mlp == ROLE_EXPERT)
+            fn(cpu, &layer->router, &w->router, ROLE_ROUTER, context);
+        for (uint32_t e = 0; e < w->mlps; e++) {
+            fn(cpu, &layer->gate[e], &w->gate[e], mlp, context);
+            fn(cpu, &layer->up[e], &w->up[e], mlp, context);
+            fn(cpu, &layer->down[e], &w->down[e], mlp, context);
+        }
+    }
+    fn(cpu, &cpu->head, &cpu->weights->head, ROLE_HEAD, context);
+}
+
+typedef struct totals {
+    size_t slab, panels, most_scratch;
+    uint64_t source, per_token, experts;
+    bool overflow;
+} totals;
+
+/* Octets of one unit of work. */
+static size_t unit_octets(const mimo_matrix *matrix)
+{
+    const size_t octet_bytes = 8 * mimo_format_row_bytes(matrix->format, matrix->cols);
+    return mimo_max(1, UNIT_BYTES / mimo_max(1, octet_bytes));
+}
+
+static void add_bytes(totals *t, size_t *sum, size_t count, size_t size)
+{
+    size_t bytes;
+    t->overflow |= !mimo_size_mul(count, size, &bytes) || !mimo_size_add(*sum, bytes, sum);
+}
+
+static void plan_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
+{
+    totals *t = context;
+    /* The router decides which experts run: it stays as stored. */
+    const bool fast = !cpu->exact && use != ROLE_ROUTER && use != ROLE_OUT_FLOAT;
+    *panel = (mimo_panel){
+        .packing = mimo_packing_choose(matrix->format, matrix->cols, fast), .rows = matrix->rows, .cols = matrix->cols};
+    const size_t octets = mimo_panel_octets(panel);
+    const size_t before = t->slab;
+    add_bytes(t, &t->slab, octets, mimo_panel_octet_bytes(panel->packing, panel->cols));
+    t->slab = mimo_round_up(t->slab, 64);
+    add_bytes(t, &t->slab, octets, mimo_panel_octet_scale_bytes(panel->packing, panel->cols));
+    t->slab = mimo_round_up(t->slab, 64);
+    *(use == ROLE_EXPERT ? &t->experts : &t->per_token) += t->slab - before;
+    t->source += (uint64_t)matrix->rows * mimo_format_row_bytes(matrix->format, matrix->cols);
+    t->most_scratch = mimo_max(t->most_scratch, mimo_pack_scratch_bytes(matrix, unit_octets(matrix)));
+    t->panels++;
+}
+
+static void place_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
+{
+    (void)matrix, (void)use;
+    size_t *at = context;
+    const size_t octets = mimo_panel_octets(panel);
+    panel->data = cpu->slab + *at;
+    *at = mimo_round_up(*at + octets * mimo_panel_octet_bytes(panel->packing, panel->cols), 64);
+    const size_t scale_bytes = octets * mimo_panel_octet_scale_bytes(panel->packing, panel->cols);
+    panel->scales = scale_bytes > 0 ? cpu->slab + *at : NULL;
+    *at = mimo_round_up(*at + scale_bytes, 64);
+}
+
+static size_t embed_bytes(const mimo_cpu *cpu)
+{
+    return (size_t)cpu->config->vocab * mimo_format_row_bytes(cpu->weights->embed.format, cpu->config->hidden);
+}
+
+mimo_status mimo_cpu_plan_weights(mimo_cpu *cpu, mimo_error *err)
+{
+    const mimo_config *c = cpu->config;
+    size_t mlps = 0;
+    for (uint32_t i = 0; i < c->layers; i++)
+        mlps += cpu->weights->layer[i].mlps;
+    MIMO_TRY(mimo_alloc_array(&cpu->panels, 3 * mlps, sizeof *cpu->panels, "table of MLP matrices", err));
+    mimo_panel *next = cpu->panels;
+    for (uint32_t i = 0; i < c->layers; i++) {
+        const uint32_t n = cpu->weights->layer[i].mlps;
+        cpu->layer[i].gate = next;
+        cpu->layer[i].up = next + n;
+        cpu->layer[i].down = next + 2 * (size_t)n;
+        next += 3 * (size_t)n;
+    }
+    totals t = {0};
+    visit_panels(cpu, plan_panel, &t);
+    if (t.overflow)
+        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: the packed weights exceed the address space");
+    cpu->base.memory.weights = t.slab;
+    cpu->base.memory.embedding = embed_bytes(cpu);
+    cpu->base.memory.read_per_token = t.per_token + (c->experts > 0 ? t.experts * c->top_k / c->experts : 0);
+    cpu->base.load_bytes = t.source + embed_bytes(cpu);
+    return MIMO_OK;
+}
+
+/* ---- loading ---- */
+
+typedef struct loader {
+    mimo_cpu *cpu;
+    const mimo_file *files;
+    atomic_uint_fast64_t *done;
+    const atomic_bool *cancel;
+    item *item;       /* [items] */
+    size_t *first;    /* [items + 1] units before each item; the embedding's units come last */
+    size_t items, units, embed_rows;
+    uint8_t *scratch; /* [threads, scratch_bytes] */
+    size_t scratch_bytes;
+    pthread_mutex_t mutex;
+    atomic_bool failed;
+    mimo_error error;
+} loader;
+
+static void collect_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
+{
+    (void)cpu, (void)use;
+    loader *l = context;
+    l->item[l->items] = (item){panel, matrix};
+    l->first[l->items++] = l->units;
+    l->units += mimo_ceil_div(mimo_panel_octets(panel), unit_octets(matrix));
+}
+
+static void count_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
+{
+    (void)cpu, (void)panel, (void)use;
+    loader *l = context;
+    l->items++;
+    l->scratch_bytes = mimo_max(l->scratch_bytes, mimo_pack_scratch_bytes(matrix, unit_octets(matrix)));
+}
+
+static mimo_status load_embedding(loader *l, size_t unit, mimo_error *err)
+{
+    const mimo_matrix *m = &l->cpu->weights->embed;
+    const size_t row_bytes = mimo_format_row_bytes(m->format, m->cols);
+    const size_t first = unit * l->embed_rows;
+    const size_t rows = mimo_min(l->embed_rows, m->rows - first);
+    uint8_t *to = l->cpu->embed + first * row_bytes;
+    const mimo_segment *s = &m->segment[0]; /* a table is never cut in segments: weights.c */
+    MIMO_TRY(mimo_file_read(&l->files[s->file], to, s->data + first * row_bytes, rows * row_bytes, err));
+    const size_t elements = rows * m->cols;
+    for (size_t i = 0; i < elements; i++) {
+        const bool finite = m->format == MIMO_FORMAT_BF16 ? (((const uint16_t *)(void *)to)[i] & 0x7f80u) != 0x7f80u
+                                                          : (((const uint32_t *)(void *)to)[i] & 0x7f800000u) != 0x7f800000u;
+        if (!finite)
+            return MIMO_FAIL(err, MIMO_ERR_FORMAT, "%s: row %zu: expected finite values, found NaN or infinity", m->name,
+                             first + i / m->cols);
+    }
+    atomic_fetch_add(l->done, rows * row_bytes);
+    return MIMO_OK;
+}
+
+static mimo_status load_unit(loader *l, size_t unit, size_t worker, mimo_error *err)
+{
+    if (unit >= l->first[l->items])
+        return load_embedding(l, unit - l->first[l->items], err);
+    size_t low = 0, high = l->items; /* the last item with first <= unit */
+    while (high - low > 1) {
+        const size_t middle = (low + high) / 2;
+        *(l->first[middle] <= unit ? &low : &high) = middle;
+    }
+    const item *it = &l->item[low];
+    const size_t step = unit_octets(it->matrix);
+    const size_t octet = (unit - l->first[low]) * step;
+    const size_t octets = mimo_min(step, mimo_panel_octets(it->panel) - octet);
+    MIMO_TRY(mimo_panel_pack(it->panel, it->matrix, octet, octets, l->files, l->scratch + worker * l->scratch_bytes, err));
+    const size_t rows = mimo_min(8 * octets, it->panel->rows - 8 * octet);
+    atomic_fetch_add(l->done, rows * mimo_format_row_bytes(it->matrix->format, it->matrix->cols));
+    return MIMO_OK;
+}
+
+static void load_worker(void *context, mimo_worker *worker)
+{
+    loader *l = context;
+    for (size_t unit; (unit = mimo_pool_take(worker)) < l->units && !atomic_load(&l->failed);) {
+        mimo_error error = {0};
+        if (atomic_load(l->cancel))
+            (void)MIMO_FAIL(&error, MIMO_ERR_ENGINE, "loading was cancelled");
+        else if (load_unit(l, unit, worker->index, &error) == MIMO_OK)
+            continue;
+        pthread_mutex_lock(&l->mutex);
+        if (!atomic_exchange(&l->failed, true))
+            l->error = error;
+        pthread_mutex_unlock(&l->mutex);
+    }
+}
+
+static mimo_status load_vector(const float **out, float **next, const mimo_vector *from,
+                               const mimo_file *files, void *scratch, mimo_error *err)
+{
+    *out = NULL;
+    if (from->length == 0)
+        return MIMO_OK;
+    MIMO_TRY(mimo_vector_read(*next, from, files, scratch, err));
+    *out = *next;
+    *next += mimo_round_up(from->length, 16);
+    return MIMO_OK;
+}
+
+/* Norms, sinks and router biases: small, read by one thread. */
+static mimo_status load_vectors(mimo_cpu *cpu, const mimo_file *files, mimo_error *err)
+{
+    const mimo_config *c = cpu->config;
+    size_t longest = mimo_max(c->hidden, c->experts), total = mimo_round_up(c->hidden, 16);
+    for (uint32_t i = 0; i < c->layers; i++) {
+        const size_t N = mimo_layer_attention(c, i)->heads;
+        longest = mimo_max(longest, N);
+        total += 2 * mimo_round_up(c->hidden, 16) + mimo_round_up(N, 16) + mimo_round_up(c->experts, 16);
+    }
+    float *scratch;
+    MIMO_TRY(mimo_alloc_array(&cpu->vectors, total, sizeof(float), "norm weights", err));
+    MIMO_TRY(mimo_alloc_array(&scratch, longest, sizeof(float), "norm weights", err));
+    float *next = cpu->vectors;
+    mimo_status status = load_vector(&cpu->norm, &next, &cpu->weights->norm, files, scratch, err);
+    for (uint32_t i = 0; status == MIMO_OK && i < c->layers; i++) {
+        const mimo_layer_weights *w = &cpu->weights->layer[i];
+        mimo_cpu_layer *layer = &cpu->layer[i];
+        const struct {
+            const float **to;
+            const mimo_vector *from;
+        } vectors[] = {{&layer->attention_norm, &w->attention_norm},
+                       {&layer->mlp_norm, &w->mlp_norm},
+                       {&layer->sinks, &w->sinks},
+                       {&layer->router_bias, &w->router_bias}};
+        for (size_t v = 0; status == MIMO_OK && v < sizeof vectors / sizeof *vectors; v++)
+            status = load_vector(vectors[v].to, &next, vectors[v].from, files, scratch, err);
+    }
+    mimo_free(scratch);
+    return status;
+}
+
+static mimo_status open_loader(loader *l, mimo_error *err)
+{
+    mimo_cpu *cpu = l->cpu;
+    visit_panels(cpu, count_panel, l);
+    const size_t items = l->items;
+    l->items = 0;
+    l->scratch_bytes = mimo_round_up(l->scratch_bytes, 64);
+    MIMO_TRY(mimo_alloc_array(&l->item, items, sizeof *l->item, "loader", err));
+    MIMO_TRY(mimo_alloc_array(&l->first, items + 1, sizeof *l->first, "loader", err));
+    MIMO_TRY(mimo_alloc_array(&l->scratch, cpu->threads, l->scratch_bytes, "loader buffers", err));
+    visit_panels(cpu, collect_panel, l);
+    l->first[items] = l->units;
+    l->embed_rows =
+        mimo_max(1, UNIT_BYTES / mimo_format_row_bytes(cpu->weights->embed.format, cpu->config->hidden));
+    l->units += mimo_ceil_div(cpu->config->vocab, l->embed_rows);
+    return MIMO_OK;
+}
+
+static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
+{
+    MIMO_TRY(mimo_alloc_array(&cpu->slab, 1, cpu->base.memory.weights, "packed weights", err));
+    MIMO_TRY(mimo_alloc_array(&cpu->embed, 1, embed_bytes(cpu), "embedding table", err));
+    size_t at = 0;
+    visit_panels(cpu, place_panel, &at);
+    MIMO_TRY(load_vectors(cpu, l->files, err));
+    MIMO_TRY(open_loader(l, err));
+    mimo_pool_run(cpu->pool, load_worker, l);
+    if (l->error.code != MIMO_OK) {
+        *err = l->error;
+        return l->error.code;
+    }
+    return MIMO_OK;
+}
+
+mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done, const atomic_bool *cancel,
+                          mimo_error *err)
+{
+    mimo_cpu *cpu = (mimo_cpu *)self;
+    loader l = {.cpu = cpu, .files = files, .done = done, .cancel = cancel};
+    pthread_mutex_init(&l.mutex, NULL);
+    const mimo_status status = load_all(cpu, &l, err);
+    pthread_mutex_destroy(&l.mutex);
+    mimo_free(l.item);
+    mimo_free(l.first);
+    mimo_free(l.scratch);
+    if (status != MIMO_OK)
+        mimo_cpu_release_weights(cpu);
+    return status;
+}
+
+void mimo_cpu_release_weights(mimo_cpu *cpu)
+{
+    mimo_free(cpu->slab);
+    mimo_free(cpu->embed);
+    mimo_free(cpu->vectors);
+    cpu->slab = cpu->embed = NULL;
+    cpu->vectors = NULL;
+}

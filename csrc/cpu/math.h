@@ -1,0 +1,47 @@
+/* exp as every variant computes it, so that all of them give the same bits.
+ *
+ * x <= -87.33 gives 0, x >= 88.37 gives the value at 88.37. n = round-to-nearest-even(x * log2(e)); r = x - n*ln2 in two steps (fma);
+ * exp(r) by the polynomial below (Horner, fma); the result is scaled by 2^n through the exponent bits. Relative error < 2e-7. */
+#ifndef MIMO_CPU_MATH_H
+#define MIMO_CPU_MATH_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define MIMO_EXP_LOW (-87.33f)
+#define MIMO_EXP_HIGH 88.37f
+#define MIMO_EXP_LOG2E 1.44269504f
+#define MIMO_EXP_LN2_HIGH 0.693145752f     /* 0x1.62e4p-1: the product with |n| <= 128 is exact */
+#define MIMO_EXP_LN2_LOW 1.42860677e-06f
+/* exp(r) = 1 + r + r^2 * p(r) on |r| <= ln2/2; Taylor terms to r^7 leave less than half an ulp. */
+#define MIMO_EXP_C2 0.5f
+#define MIMO_EXP_C3 0.166666667f
+#define MIMO_EXP_C4 0.0416666667f
+#define MIMO_EXP_C5 0.00833333377f
+#define MIMO_EXP_C6 0.00138888892f
+#define MIMO_EXP_C7 0.000198412701f
+
+static inline float mimo_expf(float x)
+{
+    if (x <= MIMO_EXP_LOW)
+        return 0.0f;
+    x = x < MIMO_EXP_HIGH ? x : MIMO_EXP_HIGH;
+    const float n = rintf(x * MIMO_EXP_LOG2E);
+    float r = fmaf(n, -MIMO_EXP_LN2_HIGH, x);
+    r = fmaf(n, -MIMO_EXP_LN2_LOW, r);
+    float p = MIMO_EXP_C7;
+    p = fmaf(p, r, MIMO_EXP_C6);
+    p = fmaf(p, r, MIMO_EXP_C5);
+    p = fmaf(p, r, MIMO_EXP_C4);
+    p = fmaf(p, r, MIMO_EXP_C3);
+    p = fmaf(p, r, MIMO_EXP_C2);
+    p = fmaf(p, r * r, r);
+    p = p + 1.0f;
+    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+#endif

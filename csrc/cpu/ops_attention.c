@@ -1,0 +1,240 @@
+/* The attention half of a layer: qkv, attention, out_proj. */
+#include <math.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "cpu/cpu.h"
+#include "cpu/math.h"
+
+/* ---- qkv ---- */
+
+/* A unit of the qkv matrix: a head, or half of one when its rotary pairs divide into octets. Heads are numbered queries first, then keys,
+ * then values. */
+typedef struct head_unit {
+    uint32_t head, part, parts;
+} head_unit;
+
+/* Octets of a head that are rotated together: [low, low + octets) and [low + half, ...), where half is R/16 octets. */
+static uint32_t head_parts(const mimo_attention *a)
+{
+    const bool even = a->rotary_dim % 32 == 0 && (a->head_dim - a->rotary_dim) % 16 == 0 && a->v_head_dim % 16 == 0;
+    return even ? 2 : 1;
+}
+
+typedef struct qkv_run {
+    const mimo_task *task;
+    const mimo_attention *a;
+    const mimo_panel *panel;
+    const mimo_act *act;
+    mimo_gemm *gemm;
+    uint8_t kind;
+} qkv_run;
+
+/* Rows [row, row + count) of the matrix for all T rows of the step, [T, count] in scratch. */
+static float *project(const qkv_run *run, size_t row, size_t count, float *to)
+{
+    run->gemm(to, count, run->panel, row / 8, count / 8, run->act, NULL, run->task->cpu->step->rows);
+    return to;
+}
+
+static void store(const qkv_run *run, uint32_t head, size_t t, const float *values, size_t first, size_t count)
+{
+    const mimo_cpu *cpu = run->task->cpu;
+    const mimo_attention *a = run->a;
+    if (head < a->heads)
+        memcpy(cpu->q + (t * a->heads + head) * a->head_dim + first, values, count * sizeof(float));
+    else
+        mimo_kv_write_key(cpu->step->kv[t], run->task->op->layer, head - a->heads, cpu->step->position[t], values, first,
+                          count);
+}
+
+/* The rotated dims j in [first, first + m) and their partners j + R/2. */
+static void project_rotated(const qkv_run *run, uint32_t head, size_t first, size_t m)
+{
+    const mimo_cpu *cpu = run->task->cpu;
+    const size_t half = run->a->rotary_dim / 2, row = (size_t)head * run->a->head_dim;
+    const size_t T = cpu->step->rows;
+    float *low = project(run, row + first, m, run->task->scratch->gemm);
+    float *high = project(run, row + half + first, m, run->task->scratch->gemm + T * m);
+    for (size_t t = 0; t < T; t++) {
+        float *pairs = run->task->scratch->sum;
+        memcpy(pairs, low + t * m, m * sizeof(float));
+        memcpy(pairs + m, high + t * m, m * sizeof(float));
+        cpu->kernels->rope(pairs, cpu->cos[run->kind] + t * half + first, cpu->sin[run->kind] + t * half + first, 2 * m);
+        store(run, head, t, pairs, first, m);
+        store(run, head, t, pairs + m, half + first, m);
+    }
+}
+
+static void project_plain(const qkv_run *run, uint32_t head, size_t first, size_t count)
+{
+    if (count == 0)
+        return;
+    const float *values = project(run, (size_t)head * run->a->head_dim + first, count, run->task->scratch->gemm);
+    for (size_t t = 0; t < run->task->cpu->step->rows; t++)
+        store(run, head, t, values + t * count, first, count);
+}
+
+/* A head whose rotary pairs do not fall into octets: projected whole. */
+static void project_whole(const qkv_run *run, uint32_t head)
+{
+    const mimo_cpu *cpu = run->task->cpu;
+    const size_t D = run->a->head_dim, R = run->a->rotary_dim;
+    float *values = project(run, (size_t)head * D, D, run->task->scratch->gemm);
+    for (size_t t = 0; t < cpu->step->rows; t++) {
+        cpu->kernels->rope(values + t * D, cpu->cos[run->kind] + t * R / 2, cpu->sin[run->kind] + t * R / 2, R);
+        store(run, head, t, values + t * D, 0, D);
+    }
+}
+
+static void project_value(const qkv_run *run, uint32_t g, size_t first, size_t count)
+{
+    const mimo_cpu *cpu = run->task->cpu;
+    const mimo_attention *a = run->a;
+    const size_t row = (size_t)(a->heads + a->kv_heads) * a->head_dim + (size_t)g * a->v_head_dim + first;
+    float *values = project(run, row, count, run->task->scratch->gemm);
+    const float scale = cpu->config->value_scale;
+    for (size_t t = 0; t < cpu->step->rows; t++) {
+        float *v = values + t * count;
+        for (size_t i = 0; i < count; i++)
+            v[i] *= scale;
+        mimo_kv_write_value(cpu->step->kv[t], run->task->op->layer, g, cpu->step->position[t], v, first, count);
+    }
+}
+
+static void run_head_unit(const qkv_run *run, head_unit u)
+{
+    const mimo_attention *a = run->a;
+    if (u.head >= a->heads + a->kv_heads) {
+        const size_t count = a->v_head_dim / u.parts;
+        project_value(run, u.head - a->heads - a->kv_heads, u.part * count, count);
+    } else if (u.parts == 1) {
+        project_whole(run, u.head);
+    } else {
+        const size_t pairs = a->rotary_dim / 4, rest = (a->head_dim - a->rotary_dim) / 2;
+        if (pairs > 0)
+            project_rotated(run, u.head, u.part * pairs, pairs);
+        project_plain(run, u.head, a->rotary_dim + u.part * rest, rest);
+    }
+}
+
+void mimo_cpu_qkv(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
+    const mimo_attention *a = mimo_layer_attention(cpu->config, task->op->layer);
+    const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, layer->attention_norm);
+    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    const qkv_run run = {.task = task,
+                         .a = a,
+                         .panel = &layer->qkv,
+                         .act = &act,
+                         .gemm = mimo_cpu_gemm(cpu, &layer->qkv),
+                         .kind = cpu->config->sliding[task->op->layer]};
+    const uint32_t parts = head_parts(a);
+    const size_t units = (size_t)parts * (a->heads + 2 * a->kv_heads);
+    for (size_t unit; (unit = mimo_pool_take(task->worker)) < units;)
+        run_head_unit(&run, (head_unit){(uint32_t)(unit / parts), (uint32_t)(unit % parts), parts});
+}
+
+/* ---- attention ---- */
+
+/* Results of some keys for one query head: softmax numerators are relative to m, l is their sum, acc [Dv] their weighted values. */
+typedef struct partial {
+    float *m, *l, *acc; /* [heads], [heads], [heads, Dv] */
+} partial;
+
+static partial partial_at(float *memory, size_t heads)
+{
+    return (partial){.m = memory, .l = memory + heads, .acc = memory + 2 * heads};
+}
+
+/* into += chunk, both relative to the larger maximum. Chunks are merged in ascending order of position, always. */
+static void merge(const partial *into, const partial *chunk, size_t heads, size_t Dv)
+{
+    for (size_t h = 0; h < heads; h++) {
+        const float m = into->m[h] > chunk->m[h] ? into->m[h] : chunk->m[h];
+        const float a = mimo_expf(into->m[h] - m), b = mimo_expf(chunk->m[h] - m);
+        into->m[h] = m;
+        into->l[h] = into->l[h] * a + chunk->l[h] * b;
+        float *to = into->acc + h * Dv;
+        const float *from = chunk->acc + h * Dv;
+        for (size_t e = 0; e < Dv; e++)
+            to[e] = to[e] * a + from[e] * b;
+    }
+}
+
+/* Query heads [head, head + heads) of row t, which share key/value head g. */
+static void attend(const mimo_task *task, const mimo_attention *a, size_t t, size_t head, size_t heads)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_step *step = cpu->step;
+    const uint32_t layer = task->op->layer;
+    const size_t D = a->head_dim, Dv = a->v_head_dim, position = step->position[t];
+    const uint32_t g = (uint32_t)(head / (a->heads / a->kv_heads));
+    const size_t lowest = a->window > 0 && position + 1 > a->window ? position + 1 - a->window : 0;
+    const float *q = cpu->q + (t * a->heads + head) * D;
+    const float scale = 1.0f / sqrtf((float)D);
+
+    const size_t width = heads * (Dv + 2);
+    float *memory = task->scratch->attention;
+    const partial total = partial_at(memory, heads), chunk = partial_at(memory + width, heads);
+    float *scores = memory + mimo_round_up(2 * width, 16);
+    for (size_t first = lowest / MIMO_KV_CHUNK * MIMO_KV_CHUNK; first <= position; first += MIMO_KV_CHUNK) {
+        const size_t begin = mimo_max(lowest, first) - first, end = mimo_min(position + 1 - first, MIMO_KV_CHUNK);
+        uint8_t *values;
+        const uint8_t *keys = mimo_kv_head(step->kv[t], layer, g, first, &values);
+        const bool is_first = first <= lowest;
+        const partial *to = is_first ? &total : &chunk;
+        (cpu->exact ? cpu->kernels->attend_f32 : cpu->kernels->attend_bf16)(to->m, to->l, to->acc, q, keys, values, begin,
+                                                                           end, heads, D, Dv, scale, scores);
+        if (!is_first)
+            merge(&total, &chunk, heads, Dv);
+    }
+
+    const float *sinks = cpu->layer[layer].sinks;
+    for (size_t h = 0; h < heads; h++) {
+        float scale_all = 1.0f, sink = 0.0f;
+        if (a->sinks) {
+            const float s = sinks[head + h], m = total.m[h] > s ? total.m[h] : s;
+            scale_all = mimo_expf(total.m[h] - m);
+            sink = mimo_expf(s - m);
+        }
+        const float inverse = scale_all / (total.l[h] * scale_all + sink);
+        float *out = cpu->a.f + (t * a->heads + head + h) * Dv;
+        for (size_t e = 0; e < Dv; e++)
+            out[e] = total.acc[h * Dv + e] * inverse;
+    }
+    mimo_cpu_quantize(cpu, &cpu->a, (size_t)a->heads * Dv, t, head * Dv, heads * Dv);
+}
+
+void mimo_cpu_attention(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_attention *a = mimo_layer_attention(cpu->config, task->op->layer);
+    const size_t T = cpu->step->rows, group = a->heads / a->kv_heads;
+    /* Heads of a group share the keys they read: together while there are units enough for all workers. */
+    size_t heads = group;
+    while (heads > 1 && T * a->kv_heads * mimo_ceil_div(group, heads) < 4 * cpu->threads)
+        heads = mimo_ceil_div(heads, 2);
+    const size_t per_group = mimo_ceil_div(group, heads), units = T * a->kv_heads * per_group;
+    for (size_t unit; (unit = mimo_pool_take(task->worker)) < units;) {
+        const size_t t = unit / (a->kv_heads * per_group), rest = unit % (a->kv_heads * per_group);
+        const size_t first = rest % per_group * heads;
+        attend(task, a, t, rest / per_group * group + first, mimo_min(heads, group - first));
+    }
+}
+
+void mimo_cpu_out_proj(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_panel *panel = &cpu->layer[task->op->layer].out;
+    const mimo_act act = mimo_cpu_act(&cpu->a, panel->cols);
+    mimo_gemm *gemm = mimo_cpu_gemm(cpu, panel);
+    const size_t octets = mimo_panel_octets(panel), size = mimo_cpu_unit_octets(cpu, octets, 1);
+    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;) {
+        const size_t count = mimo_min(size, octets - first);
+        gemm(task->scratch->gemm, 8 * count, panel, first, count, &act, NULL, cpu->step->rows);
+        mimo_cpu_add_residual(task, task->scratch->gemm, 8 * count, first, count, false);
+    }
+}

@@ -1,0 +1,188 @@
+/* The MLP half of a layer: route, expert_up and expert_down, or dense_up and dense_down. */
+#include <string.h>
+
+#include "base/size.h"
+#include "cpu/cpu.h"
+#include "cpu/math.h"
+#include "format/mxfp4.h"
+
+/* ---- routing ---- */
+
+/* The K experts of row t with the highest sigmoid score plus bias (lower id on a tie), by ascending id, with their weights. */
+static void choose_experts(mimo_cpu *cpu, const mimo_cpu_layer *layer, size_t t)
+{
+    const mimo_config *c = cpu->config;
+    const size_t E = c->experts, K = c->top_k;
+    const float *logits = cpu->router_logits + t * mimo_round_up(E, 8);
+    uint32_t *chosen = cpu->routes.expert + t * K;
+    float *weight = cpu->routes.weight + t * K;
+    float ranked[MIMO_MAX_TOP_K]; /* biased scores of chosen, descending */
+    size_t n = 0;
+    for (uint32_t e = 0; e < E; e++) {
+        const float score = 1.0f / (1.0f + mimo_expf(-logits[e])) + layer->router_bias[e];
+        if (n == K && !(score > ranked[K - 1]))
+            continue;
+        size_t at = n < K ? n++ : K - 1;
+        for (; at > 0 && score > ranked[at - 1]; at--) {
+            ranked[at] = ranked[at - 1];
+            chosen[at] = chosen[at - 1];
+        }
+        ranked[at] = score;
+        chosen[at] = e;
+    }
+    for (size_t i = 1; i < K; i++) { /* insertion sort by id: the order in which experts are summed */
+        const uint32_t id = chosen[i];
+        size_t at = i;
+        for (; at > 0 && chosen[at - 1] > id; at--)
+            chosen[at] = chosen[at - 1];
+        chosen[at] = id;
+    }
+    float sum = 0.0f;
+    for (size_t i = 0; i < K; i++) {
+        weight[i] = 1.0f / (1.0f + mimo_expf(-logits[chosen[i]]));
+        sum += weight[i];
+    }
+    const float scale = c->norm_topk ? c->routed_scale / (sum + 1e-20f) : c->routed_scale;
+    for (size_t i = 0; i < K; i++)
+        weight[i] *= scale;
+}
+
+/* Rows by expert: a counting sort, rows ascending within an expert. */
+static void group_rows(mimo_cpu *cpu)
+{
+    const size_t E = cpu->config->experts, K = cpu->config->top_k, entries = cpu->step->rows * K;
+    mimo_routes *r = &cpu->routes;
+    memset(r->first, 0, (E + 1) * sizeof *r->first);
+    for (size_t i = 0; i < entries; i++)
+        r->first[r->expert[i] + 1]++;
+    r->actives = 0;
+    for (uint32_t e = 0; e < E; e++) {
+        if (r->first[e + 1] > 0)
+            r->active[r->actives++] = e;
+        r->first[e + 1] += r->first[e];
+    }
+    for (size_t i = 0; i < entries; i++) {
+        const uint32_t at = r->first[r->expert[i]]++;
+        r->row[at] = (uint16_t)(i / K);
+        r->slot[at] = (uint16_t)i;
+        r->share[at] = r->weight[i];
+    }
+    memmove(r->first + 1, r->first, E * sizeof *r->first); /* each now holds its successor's start */
+    r->first[0] = 0;
+}
+
+void mimo_cpu_route_end(mimo_cpu *cpu, const mimo_op *op)
+{
+    if (cpu->step->rows <= MIMO_LOCAL_ROWS)
+        for (size_t t = 0; t < cpu->step->rows; t++)
+            choose_experts(cpu, &cpu->layer[op->layer], t);
+    group_rows(cpu);
+}
+
+void mimo_cpu_route(const mimo_task *task)
+{
+    mimo_cpu *cpu = task->cpu;
+    const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
+    const size_t T = cpu->step->rows;
+    const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, T, layer->mlp_norm);
+    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    mimo_gemm *gemm = mimo_cpu_gemm(cpu, &layer->router);
+    const size_t octets = mimo_panel_octets(&layer->router);
+    for (size_t octet; (octet = mimo_pool_take(task->worker)) < octets;)
+        gemm(cpu->router_logits + 8 * octet, 8 * octets, &layer->router, octet, 1, &act, NULL, T);
+    if (T <= MIMO_LOCAL_ROWS)
+        return; /* few rows: mimo_cpu_route_end does the rest, which saves a barrier */
+    mimo_pool_barrier(task->worker, NULL, NULL);
+    for (size_t t; (t = mimo_pool_take(task->worker)) < T;)
+        choose_experts(cpu, layer, t);
+}
+
+/* ---- matrices ---- */
+
+/* Gate and up projections of octets [octet, octet + octets) for n rows, SwiGLU, into rows slot[i] of u (slot NULL: row i). */
+static void up_unit(const mimo_task *task, const mimo_panel *gate, const mimo_panel *up, const mimo_act *act,
+                    const uint16_t *row, const uint16_t *slot, size_t n, size_t octet, size_t octets)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const size_t F = gate->rows, stride = 8 * octets, first = 8 * octet, count = mimo_min(stride, F - first);
+    float *g = task->scratch->gemm, *u = g + n * stride;
+    mimo_cpu_gemm(cpu, gate)(g, stride, gate, octet, octets, act, row, n);
+    mimo_cpu_gemm(cpu, up)(u, stride, up, octet, octets, act, row, n);
+    cpu->kernels->swiglu(g, g, u, n * stride);
+    for (size_t i = 0; i < n; i++) {
+        const size_t to = slot != NULL ? slot[i] : i;
+        memcpy(cpu->u.f + to * F + first, g + i * stride, count * sizeof(float));
+        mimo_cpu_quantize(cpu, &cpu->u, F, to, first, count);
+    }
+}
+
+enum { BLOCK_OCTETS = MIMO_MX_BLOCK / 8 }; /* units of u are whole blocks, so that they can be quantised */
+
+void mimo_cpu_expert_up(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
+    const mimo_routes *r = &cpu->routes;
+    const mimo_rows *rows = cpu->step->rows <= MIMO_LOCAL_ROWS ? &task->scratch->local : &cpu->m;
+    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    const size_t octets = mimo_panel_octets(&layer->gate[0]);
+    const size_t size = mimo_cpu_unit_octets(cpu, octets * r->actives, BLOCK_OCTETS), blocks = mimo_ceil_div(octets, size);
+    for (size_t unit; (unit = mimo_pool_take(task->worker)) < blocks * r->actives;) {
+        const uint32_t e = r->active[unit / blocks], at = r->first[e];
+        const size_t first = unit % blocks * size;
+        up_unit(task, &layer->gate[e], &layer->up[e], &act, r->row + at, r->slot + at, r->first[e + 1] - at, first,
+                mimo_min(size, octets - first));
+    }
+}
+
+void mimo_cpu_expert_down(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
+    const mimo_routes *r = &cpu->routes;
+    const mimo_act act = mimo_cpu_act(&cpu->u, layer->down[0].cols);
+    const size_t octets = mimo_panel_octets(&layer->down[0]), size = mimo_cpu_unit_octets(cpu, octets, 1);
+    float *sum = task->scratch->sum, *y = task->scratch->gemm;
+    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;) {
+        const size_t count = mimo_min(size, octets - first), stride = 8 * count;
+        memset(sum, 0, cpu->step->rows * stride * sizeof(float));
+        for (size_t i = 0; i < r->actives; i++) {
+            const uint32_t e = r->active[i], at = r->first[e], n = r->first[e + 1] - at;
+            mimo_cpu_gemm(cpu, &layer->down[e])(y, stride, &layer->down[e], first, count, &act, r->slot + at, n);
+            for (uint32_t j = 0; j < n; j++) {
+                float *to = sum + r->row[at + j] * stride;
+                const float share = r->share[at + j];
+                for (size_t o = 0; o < stride; o++)
+                    to[o] += share * y[j * stride + o];
+            }
+        }
+        mimo_cpu_add_residual(task, sum, stride, first, count, true);
+    }
+}
+
+void mimo_cpu_dense_up(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
+    const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, layer->mlp_norm);
+    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    const size_t octets = mimo_panel_octets(&layer->gate[0]), size = mimo_cpu_unit_octets(cpu, octets, BLOCK_OCTETS);
+    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;)
+        up_unit(task, &layer->gate[0], &layer->up[0], &act, NULL, NULL, cpu->step->rows, first,
+                mimo_min(size, octets - first));
+}
+
+void mimo_cpu_dense_down(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_panel *down = &cpu->layer[task->op->layer].down[0];
+    const mimo_act act = mimo_cpu_act(&cpu->u, down->cols);
+    mimo_gemm *gemm = mimo_cpu_gemm(cpu, down);
+    const size_t octets = mimo_panel_octets(down), size = mimo_cpu_unit_octets(cpu, octets, 1);
+    float *y = task->scratch->gemm;
+    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;) {
+        const size_t count = mimo_min(size, octets - first);
+        gemm(y, 8 * count, down, first, count, &act, NULL, cpu->step->rows);
+        mimo_cpu_add_residual(task, y, 8 * count, first, count, true);
+    }
+}

@@ -1,0 +1,196 @@
+#include "cpu/pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/alloc.h"
+
+/* Spins before yielding: about 20 us, longer than a step's bookkeeping and shorter than a time slice. Yields before
+ * sleeping: about 1 ms of a free core. A sleeper costs its waker a system call and some 50 us of delay. */
+enum { SPINS = 4000, YIELDS = 2000 };
+
+struct mimo_pool {
+    size_t threads;
+    pthread_t *thread; /* [threads - 1]; worker i is thread[i - 1] */
+
+    mimo_pool_fn *fn;
+    void *context;
+
+    /* Each on a cache line of its own: they are written by different workers at different times. */
+    _Alignas(64) atomic_size_t generation; /* runs started */
+    _Alignas(64) atomic_size_t running;    /* workers that have not returned from this run */
+    _Alignas(64) atomic_size_t arrived;    /* at the barrier */
+    _Alignas(64) atomic_size_t passed;     /* barriers passed since the pool began */
+    _Alignas(64) atomic_size_t units[2];   /* counters of even and odd phases */
+
+    _Alignas(64) atomic_bool closing;
+    atomic_size_t sleepers;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+};
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+static void wake_sleepers(mimo_pool *pool)
+{
+    if (atomic_load(&pool->sleepers) == 0)
+        return;
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* Waits until *value != old. Whoever changes the value calls wake_sleepers after it. */
+static void wait_change(mimo_pool *pool, atomic_size_t *value, size_t old)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(value, memory_order_acquire) != old)
+            return;
+        relax();
+    }
+    for (int i = 0; i < YIELDS; i++) {
+        if (atomic_load_explicit(value, memory_order_acquire) != old)
+            return;
+        sched_yield();
+    }
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (atomic_load(value) == old && !atomic_load(&pool->closing))
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+typedef struct start {
+    mimo_pool *pool;
+    size_t index;
+} start;
+
+static void *thread_main(void *argument)
+{
+    const start self = *(start *)argument;
+    mimo_pool *pool = self.pool;
+    mimo_free(argument);
+    for (size_t seen = 0;; seen++) {
+        wait_change(pool, &pool->generation, seen);
+        if (atomic_load(&pool->closing))
+            return NULL;
+        mimo_worker worker = {.pool = pool, .index = self.index};
+        pool->fn(pool->context, &worker);
+        if (atomic_fetch_sub(&pool->running, 1) == 1)
+            wake_sleepers(pool);
+    }
+}
+
+static void join_threads(mimo_pool *pool, size_t made)
+{
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->closing, true);
+    atomic_fetch_add(&pool->generation, 1);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+    for (size_t i = 0; i < made; i++)
+        pthread_join(pool->thread[i], NULL);
+}
+
+static void release(mimo_pool *pool)
+{
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
+    mimo_free(pool->thread);
+    mimo_free(pool);
+}
+
+mimo_status mimo_pool_open(mimo_pool **out, size_t threads, mimo_error *err)
+{
+    mimo_pool *pool;
+    MIMO_TRY(mimo_alloc_array(&pool, 1, sizeof *pool, "worker pool", err));
+    pool->threads = threads;
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    mimo_status status = mimo_alloc_array(&pool->thread, threads, sizeof *pool->thread, "worker threads", err);
+    size_t made = 0;
+    for (; status == MIMO_OK && made + 1 < threads; made++) {
+        start *argument;
+        status = mimo_alloc_array(&argument, 1, sizeof *argument, "worker thread", err);
+        if (status != MIMO_OK)
+            break;
+        *argument = (start){pool, made + 1};
+        const int code = pthread_create(&pool->thread[made], NULL, thread_main, argument);
+        if (code != 0) {
+            mimo_free(argument);
+            status = MIMO_FAIL(err, MIMO_ERR_NOMEM, "could not start worker thread %zu of %zu: %s", made + 1, threads,
+                               strerror(code));
+            break;
+        }
+    }
+    if (status != MIMO_OK) {
+        join_threads(pool, made);
+        release(pool);
+        return status;
+    }
+    *out = pool;
+    return MIMO_OK;
+}
+
+void mimo_pool_close(mimo_pool *pool)
+{
+    if (pool == NULL)
+        return;
+    join_threads(pool, pool->threads - 1);
+    release(pool);
+}
+
+size_t mimo_pool_threads(const mimo_pool *pool)
+{
+    return pool->threads;
+}
+
+void mimo_pool_run(mimo_pool *pool, mimo_pool_fn *fn, void *context)
+{
+    pool->fn = fn;
+    pool->context = context;
+    atomic_store(&pool->units[0], 0);
+    atomic_store(&pool->units[1], 0);
+    atomic_store(&pool->running, pool->threads - 1);
+    atomic_fetch_add(&pool->generation, 1);
+    wake_sleepers(pool);
+
+    mimo_worker worker = {.pool = pool, .index = 0};
+    fn(context, &worker);
+    for (size_t left; (left = atomic_load_explicit(&pool->running, memory_order_acquire)) != 0;)
+        wait_change(pool, &pool->running, left);
+}
+
+size_t mimo_pool_take(mimo_worker *worker)
+{
+    return atomic_fetch_add_explicit(&worker->pool->units[worker->phase & 1], 1, memory_order_relaxed);
+}
+
+void mimo_pool_barrier(mimo_worker *worker, void (*tail)(void *context), void *context)
+{
+    mimo_pool *pool = worker->pool;
+    const size_t passed = atomic_load_explicit(&pool->passed, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1 == pool->threads) {
+        if (tail != NULL)
+            tail(context);
+        /* Nobody takes units of the phase that ends here any more; the next phase uses the other counter. */
+        atomic_store_explicit(&pool->units[worker->phase & 1], 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->passed, passed + 1, memory_order_seq_cst);
+        wake_sleepers(pool);
+    } else {
+        wait_change(pool, &pool->passed, passed);
+    }
+    worker->phase++;
+}

@@ -1,0 +1,130 @@
+/* A model that answers: a backend, a driver thread that feeds it steps, and the jobs that wait for tokens.
+ *
+ * The driver thread alone runs steps. Each step carries the next token of every decoding job and, in the rows that are left, the
+ * next piece of a prompt; a row's logits do not depend on its neighbours, so neither does any answer. Tokens reach the
+ * reader through a bounded ring in the job; a full ring pauses its job and no other.
+ *
+ * Any thread may call these functions; a thread of a forked child may not (MIMO_ERR_ENGINE). */
+#ifndef MIMO_ENGINE_ENGINE_H
+#define MIMO_ENGINE_ENGINE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "engine/sample.h"
+#include "model/config.h"
+#include "model/weights.h"
+#include "plan/backend.h"
+
+typedef struct mimo_engine mimo_engine;
+typedef struct mimo_job mimo_job;
+
+enum {
+    MIMO_STEP_ROWS = 128, /* most rows of a step: the largest prefill tile */
+    MIMO_SLOTS_JOBS = 32, /* most jobs decoding at once */
+};
+
+typedef struct mimo_engine_options {
+    bool exact;
+    uint32_t threads;     /* 0: one per core this process may use */
+    uint32_t max_context; /* positions of a sequence; 0: config.max_positions */
+    const char *variant;  /* NULL: the best kernels that run here */
+} mimo_engine_options;
+
+/* Opens the files, checks config and tensors against each other and against the files, plans memory, starts the workers. tensors and
+ * paths (and the text they point to) must outlive the engine. Nothing is loaded. */
+MIMO_MUST_CHECK mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *options, const mimo_config *config,
+                                             const mimo_tensor *tensors, size_t count, const char *const *paths,
+                                             size_t files, mimo_error *err);
+/* Ends every job ("cancelled") and call, and frees weights and threads. What is left answers MIMO_ERR_ENGINE. Idempotent. */
+void mimo_engine_close(mimo_engine *engine);
+/* Closes, and frees the engine itself. All its jobs have been released. */
+void mimo_engine_free(mimo_engine *engine);
+
+const mimo_config *mimo_engine_config(const mimo_engine *engine);
+mimo_memory mimo_engine_memory(const mimo_engine *engine);
+const char *mimo_engine_variant(const mimo_engine *engine);
+uint32_t mimo_engine_threads(const mimo_engine *engine);
+uint32_t mimo_engine_max_context(const mimo_engine *engine);
+bool mimo_engine_is_exact(const mimo_engine *engine);
+bool mimo_engine_is_loaded(mimo_engine *engine);
+
+/* ---- calls: work done by the driver thread between steps, for one caller that waits ---- */
+
+typedef enum mimo_call_kind { MIMO_CALL_LOAD, MIMO_CALL_FORWARD } mimo_call_kind;
+
+typedef struct mimo_call {
+    mimo_call_kind kind;
+    /* MIMO_CALL_FORWARD: all of tokens [count] through the model from position 0, `rows` (1 .. MIMO_STEP_ROWS) at a time */
+    const uint32_t *tokens;
+    size_t count, rows;
+    float *logits; /* [count, logits_stride] or NULL; logits_stride >= round_up(V, 8) */
+    size_t logits_stride;
+    const uint32_t *taps; /* [tap_count] layers */
+    size_t tap_count;
+    float *hidden; /* [tap_count, count, H] */
+
+    /* the engine's */
+    atomic_uint_fast64_t progress; /* bytes loaded, or rows done */
+    atomic_bool cancel;            /* set by the caller to end early, with MIMO_ERR_ENGINE */
+    bool done;
+    mimo_error error;
+    struct mimo_call *next;
+} mimo_call;
+
+/* Queues the call, which must stay where it is until mimo_call_wait has returned true. */
+MIMO_MUST_CHECK mimo_status mimo_engine_post(mimo_engine *engine, mimo_call *call, mimo_error *err);
+/* Waits up to `seconds`; true when the call is done (its outcome is call->error). */
+bool mimo_call_wait(mimo_engine *engine, mimo_call *call, double seconds);
+/* Total that a load's progress rises to. */
+uint64_t mimo_engine_load_bytes(const mimo_engine *engine);
+
+/* ---- jobs: one answer each ---- */
+
+typedef struct mimo_job_options {
+    const uint32_t *prompt; /* [prompt_count], at least one, each < V; copied */
+    size_t prompt_count;
+    size_t max_new_tokens; /* >= 1; prompt_count + max_new_tokens <= max_context */
+    mimo_sampling sampling;
+    const uint32_t *eos; /* [eos_count] ids that end the answer; copied */
+    size_t eos_count;
+    size_t queue_bytes; /* of tokens that wait for the reader */
+} mimo_job_options;
+
+typedef enum mimo_finish {
+    MIMO_RUNNING = 0,
+    MIMO_FINISH_EOS,
+    MIMO_FINISH_LENGTH,
+    MIMO_FINISH_CANCELLED,
+    MIMO_FINISH_ERROR
+} mimo_finish;
+
+/* One token of an answer. */
+typedef struct mimo_token {
+    mimo_choice choice;
+    uint32_t step;  /* of the job, from 0; tokens of one step reach the reader together */
+    double seconds; /* from submission to the end of that step */
+} mimo_token;
+
+typedef struct mimo_job_stats {
+    uint64_t prompt_tokens, cached_tokens, completion_tokens, steps;
+    double queue_seconds, prefill_seconds, decode_seconds, first_token_seconds; /* 0 until known */
+} mimo_job_stats;
+
+MIMO_MUST_CHECK mimo_status mimo_engine_submit(mimo_engine *engine, const mimo_job_options *options, mimo_job **out,
+                                               mimo_error *err);
+/* Waits up to `seconds` until a token is there or the job has ended; true if so. */
+bool mimo_job_wait(mimo_job *job, double seconds);
+/* Takes the tokens of the earliest waiting step, at most `room`; returns how many. */
+size_t mimo_job_take(mimo_job *job, mimo_token *out, size_t room);
+void mimo_job_cancel(mimo_job *job);
+/* MIMO_RUNNING while tokens may still come; *waiting is the number of tokens not taken yet; *error is filled after FINISH_ERROR. */
+mimo_finish mimo_job_state(mimo_job *job, size_t *waiting, mimo_error *error);
+mimo_job_stats mimo_job_read_stats(mimo_job *job);
+/* Cancels, and frees when the driver has let go of it. */
+void mimo_job_release(mimo_job *job);
+
+#endif

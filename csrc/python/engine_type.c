@@ -1,0 +1,412 @@
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/size.h"
+#include "plan/plan.h"
+#include "python/checkpoint.h"
+#include "python/module.h"
+
+static const double progress_seconds = 0.1; /* between progress calls, and looks for Ctrl-C */
+
+typedef struct engine_object {
+    PyObject_HEAD
+    mimo_engine *engine;
+    mimo_python_tensors tensors; /* names, which the engine borrows */
+    PyObject *paths;             /* a tuple of bytes, whose text the engine borrows */
+} engine_object;
+
+/* ---- arguments ---- */
+
+/* Token ids as uint32 in memory of mimo_alloc; NULL with an exception. */
+static uint32_t *token_ids(PyObject *sequence, const char *name, size_t *count)
+{
+    const Py_ssize_t length = PyObject_Size(sequence);
+    if (length < 0)
+        return NULL;
+    /* An empty list has no dtype that converts to integers. */
+    PyArrayObject *array = length == 0 ? NULL : mimo_python_array(sequence, NPY_INT64, 1, name);
+    if (length > 0 && array == NULL)
+        return NULL;
+    *count = (size_t)length;
+    mimo_error err = {0};
+    uint32_t *ids;
+    if (mimo_alloc_array(&ids, *count, sizeof *ids, name, &err) != MIMO_OK) {
+        Py_XDECREF((PyObject *)array);
+        mimo_python_raise(&err);
+        return NULL;
+    }
+    const int64_t *data = array != NULL ? PyArray_DATA(array) : NULL;
+    for (size_t i = 0; i < *count; i++) {
+        if (data[i] < 0 || data[i] > UINT32_MAX) {
+            PyErr_Format(PyExc_ValueError, "%s: item %zu: expected an id of 0 or more, found %lld", name, i, (long long)data[i]);
+            mimo_free(ids);
+            ids = NULL;
+            break;
+        }
+        ids[i] = (uint32_t)data[i];
+    }
+    Py_XDECREF((PyObject *)array);
+    return ids;
+}
+
+static PyObject *encode_paths(PyObject *files)
+{
+    PyObject *sequence = PySequence_Tuple(files);
+    const Py_ssize_t count = sequence != NULL ? PyTuple_Size(sequence) : 0;
+    PyObject *out = sequence != NULL ? PyTuple_New(count) : NULL;
+    for (Py_ssize_t i = 0; out != NULL && i < count; i++) {
+        PyObject *path = NULL;
+        if (!PyUnicode_FSConverter(PyTuple_GetItem(sequence, i), &path) || PyTuple_SetItem(out, i, path) < 0)
+            Py_CLEAR(out);
+    }
+    Py_XDECREF(sequence);
+    return out;
+}
+
+/* Ends with an exception if the call failed; waits for it without the GIL and calls progress(done, total) meanwhile. */
+static int finish_call(engine_object *self, mimo_call *call, PyObject *progress, uint64_t total)
+{
+    mimo_error err = {0};
+    mimo_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = mimo_engine_post(self->engine, call, &err);
+    Py_END_ALLOW_THREADS
+    if (status != MIMO_OK) {
+        mimo_python_raise(&err);
+        return -1;
+    }
+    int failed = 0;
+    for (bool done = false; !done;) {
+        Py_BEGIN_ALLOW_THREADS
+        done = mimo_call_wait(self->engine, call, progress_seconds);
+        Py_END_ALLOW_THREADS
+        if (failed)
+            continue; /* cancelled: the exception is set, the driver must still let go of the call */
+        failed = PyErr_CheckSignals() < 0;
+        if (!failed && progress != NULL && progress != Py_None) {
+            PyObject *result = PyObject_CallFunction(progress, "KK", (unsigned long long)atomic_load(&call->progress),
+                                                     (unsigned long long)total);
+            failed = result == NULL;
+            Py_XDECREF(result);
+        }
+        if (failed)
+            atomic_store(&call->cancel, true);
+    }
+    if (!failed && call->error.code != MIMO_OK)
+        mimo_python_raise(&call->error);
+    return failed || call->error.code != MIMO_OK ? -1 : 0;
+}
+
+/* ---- making and freeing ---- */
+
+static int engine_open(engine_object *self, PyObject *config_object, PyObject *tensors, PyObject *files,
+                       const mimo_engine_options *options)
+{
+    mimo_config config;
+    if (mimo_python_config(&config, config_object) < 0 || mimo_python_tensors_read(&self->tensors, tensors) < 0)
+        return -1;
+    self->paths = encode_paths(files);
+    if (self->paths == NULL)
+        return -1;
+    const size_t count = (size_t)PyTuple_Size(self->paths);
+    mimo_error err = {0};
+    const char **paths;
+    mimo_status status = mimo_alloc_array(&paths, count, sizeof *paths, "file names", &err);
+    if (status == MIMO_OK) {
+        for (size_t i = 0; i < count; i++)
+            paths[i] = PyBytes_AsString(PyTuple_GetItem(self->paths, (Py_ssize_t)i));
+        Py_BEGIN_ALLOW_THREADS
+        status = mimo_engine_open(&self->engine, options, &config, self->tensors.tensor, self->tensors.count, paths, count,
+                                  &err);
+        Py_END_ALLOW_THREADS
+        mimo_free(paths);
+    }
+    if (status != MIMO_OK)
+        mimo_python_raise(&err);
+    return status == MIMO_OK ? 0 : -1;
+}
+
+static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"config", "tensors", "files", "precision", "threads", "max_context", "variant", NULL};
+    PyObject *config, *tensors, *files;
+    const char *precision = "fast", *variant = NULL;
+    unsigned int threads = 0, max_context = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIz:Engine", names, &config, &tensors, &files, &precision, &threads,
+                                     &max_context, &variant))
+        return NULL;
+    if (strcmp(precision, "fast") != 0 && strcmp(precision, "exact") != 0)
+        return PyErr_Format(PyExc_ValueError, "precision: expected 'fast' or 'exact', found '%s'", precision);
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    engine_object *self = (engine_object *)alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    const mimo_engine_options options = {
+        .exact = strcmp(precision, "exact") == 0, .threads = threads, .max_context = max_context, .variant = variant};
+    if (engine_open(self, config, tensors, files, &options) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void engine_dealloc(engine_object *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    Py_BEGIN_ALLOW_THREADS
+    mimo_engine_free(self->engine);
+    Py_END_ALLOW_THREADS
+    mimo_python_tensors_free(&self->tensors);
+    Py_XDECREF(self->paths);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyObject *engine_close(engine_object *self, PyObject *unused)
+{
+    (void)unused;
+    Py_BEGIN_ALLOW_THREADS
+    mimo_engine_close(self->engine);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* ---- work ---- */
+
+static PyObject *engine_load(engine_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"progress", NULL};
+    PyObject *progress = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:load", names, &progress))
+        return NULL;
+    mimo_call call = {.kind = MIMO_CALL_LOAD};
+    if (finish_call(self, &call, progress, mimo_engine_load_bytes(self->engine)) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_submit(engine_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"prompt", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+                            "seed", "stream", "logprobs", "eos", "queue_bytes", NULL};
+    PyObject *prompt, *eos = NULL;
+    Py_ssize_t max_new_tokens = -1, queue_bytes = 65536; /* required: parsing knows no required keyword */
+    mimo_sampling s = {.top_p = 1.0f, .repetition_penalty = 1.0f};
+    unsigned long long seed = 0;
+    int logprobs = -1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$nfIfffKIiOn:submit", names, &prompt, &max_new_tokens, &s.temperature,
+                                     &s.top_k, &s.top_p, &s.min_p, &s.repetition_penalty, &seed, &s.stream, &logprobs, &eos,
+                                     &queue_bytes))
+        return NULL;
+    if (max_new_tokens < 1 || queue_bytes < 0)
+        return PyErr_Format(PyExc_ValueError, "%s: expected at least %d, found %zd",
+                            max_new_tokens < 1 ? "max_new_tokens" : "queue_bytes", max_new_tokens < 1,
+                            max_new_tokens < 1 ? max_new_tokens : queue_bytes);
+    s.seed = seed;
+    s.logprobs = logprobs < 0 ? UINT32_MAX : (uint32_t)logprobs;
+    mimo_job_options o = {.max_new_tokens = (size_t)max_new_tokens, .sampling = s, .queue_bytes = (size_t)queue_bytes};
+    uint32_t *ids = token_ids(prompt, "prompt", &o.prompt_count);
+    uint32_t *eos_ids = ids != NULL && eos != NULL ? token_ids(eos, "eos", &o.eos_count) : NULL;
+    PyObject *result = NULL;
+    if (ids != NULL && (eos == NULL || eos_ids != NULL)) {
+        o.prompt = ids;
+        o.eos = eos_ids;
+        mimo_error err = {0};
+        mimo_job *job = NULL;
+        mimo_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = mimo_engine_submit(self->engine, &o, &job, &err);
+        Py_END_ALLOW_THREADS
+        const mimo_module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+        result = status == MIMO_OK ? mimo_python_job(state->job_type, (PyObject *)self, job) : mimo_python_raise(&err);
+    }
+    mimo_free(ids);
+    mimo_free(eos_ids);
+    return result;
+}
+
+static size_t step_rows(Py_ssize_t step)
+{
+    return step > 0 ? mimo_min((size_t)step, MIMO_STEP_ROWS) : MIMO_STEP_ROWS;
+}
+
+/* array[:, :columns] */
+static PyObject *first_columns(PyObject *array, npy_intp columns)
+{
+    if (array == NULL || PyArray_DIM((PyArrayObject *)array, 1) == columns)
+        return array;
+    PyObject *all = PySlice_New(NULL, NULL, NULL), *stop = PyLong_FromSsize_t(columns);
+    PyObject *some = stop != NULL ? PySlice_New(NULL, stop, NULL) : NULL;
+    PyObject *key = all != NULL && some != NULL ? PyTuple_Pack(2, all, some) : NULL;
+    PyObject *view = key != NULL ? PyObject_GetItem(array, key) : NULL;
+    Py_XDECREF(all);
+    Py_XDECREF(stop);
+    Py_XDECREF(some);
+    Py_XDECREF(key);
+    Py_DECREF(array);
+    return view;
+}
+
+static PyObject *engine_logits(engine_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"tokens", "step", NULL};
+    PyObject *tokens;
+    Py_ssize_t step = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|n:logits", names, &tokens, &step))
+        return NULL;
+    mimo_call call = {.kind = MIMO_CALL_FORWARD, .rows = step_rows(step)};
+    uint32_t *ids = token_ids(tokens, "tokens", &call.count);
+    if (ids == NULL)
+        return NULL;
+    const npy_intp V = mimo_engine_config(self->engine)->vocab;
+    npy_intp shape[2] = {(npy_intp)call.count, (npy_intp)mimo_round_up((size_t)V, 8)};
+    PyObject *array = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (array != NULL) {
+        call.tokens = ids;
+        call.logits = PyArray_DATA((PyArrayObject *)array);
+        call.logits_stride = (size_t)shape[1];
+        if (finish_call(self, &call, NULL, 0) < 0)
+            Py_CLEAR(array);
+    }
+    mimo_free(ids);
+    return first_columns(array, V);
+}
+
+static PyObject *engine_hidden_states(engine_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"tokens", "layers", "step", NULL};
+    PyObject *tokens, *layers;
+    Py_ssize_t step = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|n:hidden_states", names, &tokens, &layers, &step))
+        return NULL;
+    mimo_call call = {.kind = MIMO_CALL_FORWARD, .rows = step_rows(step)};
+    uint32_t *ids = token_ids(tokens, "tokens", &call.count);
+    uint32_t *taps = ids != NULL ? token_ids(layers, "layers", &call.tap_count) : NULL;
+    PyObject *array = NULL;
+    if (taps != NULL) {
+        npy_intp shape[3] = {(npy_intp)call.tap_count, (npy_intp)call.count, mimo_engine_config(self->engine)->hidden};
+        array = PyArray_SimpleNew(3, shape, NPY_FLOAT32);
+    }
+    if (array != NULL) {
+        call.tokens = ids;
+        call.taps = taps;
+        call.hidden = PyArray_DATA((PyArrayObject *)array);
+        if (finish_call(self, &call, NULL, 0) < 0)
+            Py_CLEAR(array);
+    }
+    mimo_free(ids);
+    mimo_free(taps);
+    return array;
+}
+
+static PyObject *engine_plan(engine_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"rows", NULL};
+    unsigned int rows = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|I:plan", names, &rows))
+        return NULL;
+    if (rows < 1 || rows > MIMO_STEP_ROWS)
+        return PyErr_Format(PyExc_ValueError, "rows: expected 1 to %d, found %u", MIMO_STEP_ROWS, rows);
+    mimo_error err = {0};
+    mimo_plan *plan;
+    if (mimo_alloc_array(&plan, 1, sizeof *plan, "plan", &err) != MIMO_OK)
+        return mimo_python_raise(&err);
+    mimo_plan_build(plan, mimo_engine_config(self->engine), rows);
+    const size_t length = mimo_plan_dump(NULL, 0, plan);
+    char *text;
+    PyObject *result = NULL;
+    if (mimo_alloc_array(&text, length + 1, 1, "plan text", &err) == MIMO_OK) {
+        mimo_plan_dump(text, length + 1, plan);
+        result = PyUnicode_FromStringAndSize(text, (Py_ssize_t)length);
+        mimo_free(text);
+    } else {
+        mimo_python_raise(&err);
+    }
+    mimo_free(plan);
+    return result;
+}
+
+static PyObject *engine_memory(engine_object *self, PyObject *unused)
+{
+    (void)unused;
+    const mimo_memory m = mimo_engine_memory(self->engine);
+    return Py_BuildValue("{sK sK sK sK sK sK sK}", "weights", m.weights, "embedding", m.embedding, "workspace", m.workspace,
+                         "kv_per_position", m.kv_per_position, "kv_fixed", m.kv_fixed, "total",
+                         m.weights + m.embedding + m.workspace, "read_per_token", m.read_per_token);
+}
+
+/* ---- properties ---- */
+
+static PyObject *get_loaded(engine_object *self, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(mimo_engine_is_loaded(self->engine));
+}
+
+static PyObject *get_threads(engine_object *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(mimo_engine_threads(self->engine));
+}
+
+static PyObject *get_variant(engine_object *self, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(mimo_engine_variant(self->engine));
+}
+
+static PyObject *get_precision(engine_object *self, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(mimo_engine_is_exact(self->engine) ? "exact" : "fast");
+}
+
+static PyObject *get_max_context(engine_object *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(mimo_engine_max_context(self->engine));
+}
+
+static PyMethodDef engine_methods[] = {
+    {"load", (PyCFunction)(void (*)(void))engine_load, METH_VARARGS | METH_KEYWORDS,
+     "load($self, /, progress=None)\n--\n\nReads and packs the weights on all threads."},
+    {"close", (PyCFunction)engine_close, METH_NOARGS, "close($self, /)\n--\n\nEnds every job and frees the weights."},
+    {"submit", (PyCFunction)(void (*)(void))engine_submit, METH_VARARGS | METH_KEYWORDS,
+     "submit($self, /, prompt, *, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, "
+     "seed=0, stream=0, logprobs=-1, eos=(), queue_bytes=65536)\n--\n\nStarts decoding after a prompt."},
+    {"logits", (PyCFunction)(void (*)(void))engine_logits, METH_VARARGS | METH_KEYWORDS,
+     "logits($self, /, tokens, step=0)\n--\n\nfloat32 [T, V]: logits after each token."},
+    {"hidden_states", (PyCFunction)(void (*)(void))engine_hidden_states, METH_VARARGS | METH_KEYWORDS,
+     "hidden_states($self, /, tokens, layers, step=0)\n--\n\nfloat32 [len(layers), T, H]: residual stream after layers."},
+    {"plan", (PyCFunction)(void (*)(void))engine_plan, METH_VARARGS | METH_KEYWORDS,
+     "plan($self, /, rows=1)\n--\n\nThe tape of a step, as text."},
+    {"memory", (PyCFunction)engine_memory, METH_NOARGS, "memory($self, /)\n--\n\nBytes by use."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef engine_properties[] = {
+    {"loaded", (getter)get_loaded, NULL, "Whether the weights are in memory.", NULL},
+    {"threads", (getter)get_threads, NULL, "Worker threads.", NULL},
+    {"variant", (getter)get_variant, NULL, "Name of the kernels in use.", NULL},
+    {"precision", (getter)get_precision, NULL, "'fast' or 'exact'.", NULL},
+    {"max_context", (getter)get_max_context, NULL, "Positions of a sequence.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot engine_slots[] = {
+    {Py_tp_doc, "Engine(config, tensors, files, *, precision='fast', threads=0, max_context=0, variant=None)\n--\n\n"
+                "A model and the worker threads that run it."},
+    {Py_tp_new, engine_new},
+    {Py_tp_dealloc, engine_dealloc},
+    {Py_tp_methods, engine_methods},
+    {Py_tp_getset, engine_properties},
+    {0, NULL},
+};
+
+PyType_Spec mimo_engine_spec = {
+    .name = "mimo_ultraspeed._core.Engine",
+    .basicsize = sizeof(engine_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = engine_slots,
+};

@@ -1,0 +1,19 @@
+/* State and types of _core. */
+#ifndef MIMO_PYTHON_MODULE_H
+#define MIMO_PYTHON_MODULE_H
+
+#include "engine/engine.h"
+#include "python/convert.h"
+
+typedef struct mimo_module_state {
+    PyTypeObject *engine_type, *job_type;
+} mimo_module_state;
+
+extern PyType_Spec mimo_engine_spec; /* engine_type.c */
+extern PyType_Spec mimo_job_spec;    /* job_type.c */
+extern PyMethodDef mimo_codec_methods[]; /* codec.c */
+
+/* The Job object of `job` (now its owner), which keeps `engine` alive. */
+PyObject *mimo_python_job(PyTypeObject *type, PyObject *engine, mimo_job *job);
+
+#endif

@@ -1,0 +1,29 @@
+/* mimo_ultraspeed._probe: internals by name, for the tests. The package never imports it. */
+#include "python/probe.h"
+
+static int probe_exec(PyObject *module)
+{
+    if (mimo_python_import_numpy() < 0)
+        return -1;
+    PyMethodDef *const rooms[] = {mimo_probe_base_methods, mimo_probe_format_methods, mimo_probe_kernel_methods,
+                                  mimo_probe_sample_methods};
+    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
+        if (PyModule_AddFunctions(module, rooms[i]) < 0)
+            return -1;
+    return 0;
+}
+
+static PyModuleDef_Slot probe_slots[] = {{Py_mod_exec, probe_exec}, {0, NULL}};
+
+static struct PyModuleDef probe_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "mimo_ultraspeed._probe",
+    .m_doc = "Internals of the core, by name, for the tests.",
+    .m_slots = probe_slots,
+};
+
+PyMODINIT_FUNC PyInit__probe(void);
+PyMODINIT_FUNC PyInit__probe(void)
+{
+    return PyModuleDef_Init(&probe_module);
+}

@@ -1,0 +1,112 @@
+"""The C core: a checked model, its resident engine, and the decode loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Engine", "Job", "cpu_variants", "mxfp4_decode", "mxfp4_encode"]
+
+# (name, dtype as the safetensors header spells it, shape, file index, first byte, one past the last byte), absolute in the file
+Tensor = tuple[str, str, tuple[int, ...], int, int, int]
+
+# One engine step of one job:
+# (token ids, seconds since the job was submitted, [(logprob, [(token, logprob), ...])] per token or None)
+Event = tuple[list[int], float, list[tuple[float, list[tuple[int, float]]]] | None]
+
+@final
+class Engine:
+    """A model and the worker threads that run it.
+
+    The constructor checks config and tensors against each other and against the sizes of `files`; nothing is loaded.
+
+    config: keys hidden, layers, vocab, max_positions, dense_width, expert_width, experts, top_k, norm_eps, value_scale,
+      routed_scale, norm_topk, tied_head, qkv_chunks (0: split q/k/v), full and sliding (each a dict of heads, kv_heads, head_dim,
+      v_head_dim, rotary_dim, window, rope_theta, sinks), layer_sliding and layer_sparse (lists of 0/1, one per layer). All required.
+    tensors: every tensor of the text model.
+    precision: "fast" or "exact". threads: 0 is one per available core. max_context: positions per sequence, 0 is the model's.
+    variant: kernels by name ("ref", "avx2", "avx512", "neon"), None the best this CPU runs.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        tensors: Sequence[Tensor],
+        files: Sequence[str],
+        *,
+        precision: str = "fast",
+        threads: int = 0,
+        max_context: int = 0,
+        variant: str | None = None,
+    ) -> None: ...
+    def load(self, progress: Callable[[int, int], object] | None = None) -> None:
+        """Reads and packs the weights on all threads; progress(done_bytes, total_bytes) is called about ten times a second."""
+    def close(self) -> None:
+        """Cancels every job and frees the weights; calls after it raise EngineError. Idempotent."""
+    def submit(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stream: int = 0,
+        logprobs: int = -1,
+        eos: Sequence[int] = (),
+        queue_bytes: int = 65536,
+    ) -> Job:
+        """Starts decoding after `prompt` (at least one id). logprobs: -1 none, 0 of the chosen token, n also the n most likely."""
+    def logits(self, tokens: Sequence[int], step: int = 0) -> NDArray[np.float32]:
+        """[T, V] float32: logits after each of the T tokens; step: rows per engine step (0: the largest)."""
+    def hidden_states(self, tokens: Sequence[int], layers: Sequence[int], step: int = 0) -> NDArray[np.float32]:
+        """[len(layers), T, H] float32: the residual stream after each listed layer."""
+    def plan(self, rows: int = 1) -> str:
+        """The tape of a step of `rows` rows, as text."""
+    def memory(self) -> dict[str, int]:
+        """Bytes by use: weights (packed), embedding, workspace, kv_per_position (full layers), kv_fixed (windows, per sequence),
+        total (weights + embedding + workspace), and read_per_token: weight bytes a 1-row step reads."""
+    @property
+    def loaded(self) -> bool: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def variant(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def max_context(self) -> int: ...
+
+@final
+class Job:
+    """One answer being decoded. Made by Engine.submit."""
+
+    def next(self, timeout: float | None = None) -> Event | None:
+        """The next step's tokens, in order; waits for it without the GIL. None when the answer is complete (see
+        finish_reason) or, with a timeout, when nothing came in time (see done). Several steps that are waiting come one by one."""
+    def cancel(self) -> None:
+        """Ends the answer within one step; from any thread; does nothing when it has ended."""
+    @property
+    def done(self) -> bool:
+        """No event will come any more: the answer has ended and its events were taken."""
+    @property
+    def finish_reason(self) -> str | None:
+        """None while running, then "eos", "length", "cancelled" or "error" (next raises the error once)."""
+    def stats(self) -> dict[str, float | int]:
+        """prompt_tokens, cached_tokens, completion_tokens, steps, queue_seconds, prefill_seconds, decode_seconds, first_token_seconds."""
+
+def cpu_variants() -> dict[str, str | None]:
+    """Kernel variants by name; the value is None where this CPU runs it, else the reason it does not."""
+
+def mxfp4_encode(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """[rows, cols] float32 -> codes [rows, cols/2] (element 2j in the low nibble) and E8M0 scales [rows, cols/32].
+
+    Each block of 32 gets the power-of-two scale with the least squared error. cols must be a multiple of 32, values finite.
+    """
+
+def mxfp4_decode(codes: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The inverse of mxfp4_encode: [rows, cols] float32."""

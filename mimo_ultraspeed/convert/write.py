@@ -1,0 +1,187 @@
+"""Writes a plain Llama as a MiMo-V2 checkpoint, its MLPs dense or split into experts.
+
+Split into N experts of F/N hidden units with all N chosen, a Llama's MLP stays what it was: a zero router gives every expert the
+weight 1/N, and `down` carries the factor N. N is a power of two, so that factor only moves the exponent of MXFP4's scales.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from ..config import AttentionConfig, ModelConfig
+from ..errors import CheckpointError
+from ..safetensors_write import ShardWriter, bf16_from_f32
+from .llama import LlamaConfig, Source, pieces
+
+__all__ = ["MX_BLOCK", "check_experts", "write_checkpoint"]
+
+MX_BLOCK = 32
+"""Elements of a row that share one MXFP4 scale."""
+_MAX_EXPERTS = 64
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+class Progress:
+    """A bar over the elements of all tensors; silent when not wanted."""
+
+    def __init__(self, total: int, wanted: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, desc="Converting", unit="", unit_scale=True, disable=not wanted)
+
+    def advance(self, count: int) -> None:
+        self._bar.update(count)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def check_experts(config: LlamaConfig, experts: int) -> None:
+    """Raises ValueError unless the MLPs of `config` split into `experts` exactly."""
+    if experts < 1 or experts & (experts - 1) or experts > _MAX_EXPERTS:
+        raise ValueError(f"experts: expected a power of two up to {_MAX_EXPERTS}, found {experts}")
+    if config.mlp_width % (experts * MX_BLOCK):
+        raise ValueError(
+            f"experts: expected F/experts to be a multiple of {MX_BLOCK}, found {config.mlp_width}/{experts} "
+            f"= {config.mlp_width / experts:g}"
+        )
+    if config.hidden % MX_BLOCK:
+        raise ValueError(f"experts: expected a hidden size that is a multiple of {MX_BLOCK}, found {config.hidden}")
+
+
+def write_checkpoint(source: Source, dest: Path, *, experts: int | None, dtype: str, max_shard_bytes: int, progress: bool) -> None:
+    """Fills the folder `dest`. dtype: "bfloat16" or "float32", of every matrix that is not an expert's."""
+    config = source.config
+    companions = source.companions()  # first: a tokenizer that cannot be rebuilt is found before the weights are written
+    stored = {"bfloat16": "BF16", "float32": "F32"}[dtype]
+    shapes = config.tensors()
+    bar = Progress(sum(int(np.prod(shape)) for shape in shapes.values()), progress)
+    try:
+        with ShardWriter(dest, max_shard_bytes=max_shard_bytes) as writer:
+            _reserve(writer, config, experts, stored)
+            for name, shape in shapes.items():
+                if experts is None or ".mlp." not in name:
+                    writer.write(name, _encoded(source, name, shape, stored, bar))
+                else:
+                    _write_experts(writer, source, name, shape, experts)
+                    bar.advance(int(np.prod(shape)))
+            if experts is not None:
+                _write_routers(writer, config, experts)
+            _write_file(dest / "config.json", _config_json(config, experts, dtype))
+            for name, content in companions.items():
+                _write_file(dest / name, content)
+    finally:
+        bar.close()
+
+
+def _encoded(source: Source, name: str, shape: tuple[int, ...], stored: str, bar: Progress) -> Iterator[NDArray[Any]]:
+    for piece in pieces(source, name, shape):
+        yield piece if len(shape) == 1 or stored == "F32" else bf16_from_f32(piece)
+        bar.advance(piece.size)
+
+
+def _reserve(writer: ShardWriter, config: LlamaConfig, experts: int | None, stored: str) -> None:
+    for name, shape in config.tensors().items():
+        if experts is None or ".mlp." not in name:
+            writer.reserve(name, "F32" if len(shape) == 1 else stored, shape)
+            continue
+        if name.endswith("gate_proj.weight"):
+            router = name.replace("mlp.gate_proj.", "mlp.gate.")
+            writer.reserve(router, "F32", (experts, config.hidden))
+            writer.reserve(router.replace(".weight", ".e_score_correction_bias"), "F32", (experts,))
+        rows, cols = _expert_shape(name, shape, experts)
+        for expert in range(experts):
+            weight = _expert_name(name, expert)
+            writer.reserve(weight, "U8", (rows, cols // 2))
+            writer.reserve(weight + "_scale", "U8", (rows, cols // MX_BLOCK))
+
+
+def _expert_name(name: str, expert: int) -> str:
+    return name.replace(".mlp.", f".mlp.experts.{expert}.")
+
+
+def _expert_shape(name: str, shape: tuple[int, ...], experts: int) -> tuple[int, int]:
+    rows, cols = shape
+    return (rows, cols // experts) if "down_proj" in name else (rows // experts, cols)
+
+
+def _write_experts(writer: ShardWriter, source: Source, name: str, shape: tuple[int, ...], experts: int) -> None:
+    rows, cols = _expert_shape(name, shape, experts)
+    is_down = "down_proj" in name
+    whole = np.concatenate(list(pieces(source, name, shape)))
+    for expert in range(experts):
+        if is_down:
+            part = whole[:, expert * cols : (expert + 1) * cols] * np.float32(experts)
+        else:
+            part = whole[expert * rows : (expert + 1) * rows]
+        codes, scales = _core.mxfp4_encode(np.ascontiguousarray(part))
+        weight = _expert_name(name, expert)
+        writer.write(weight, codes)
+        writer.write(weight + "_scale", scales)
+
+
+def _write_routers(writer: ShardWriter, config: LlamaConfig, experts: int) -> None:
+    for layer in range(config.layers):
+        gate = f"model.layers.{layer}.mlp.gate."
+        writer.write(gate + "weight", np.zeros((experts, config.hidden), np.float32))
+        writer.write(gate + "e_score_correction_bias", np.zeros(experts, np.float32))
+
+
+def _config_json(config: LlamaConfig, experts: int | None, dtype: str) -> bytes:
+    attention = AttentionConfig(
+        num_heads=config.heads,
+        num_kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        v_head_dim=config.head_dim,
+        partial_rotary_factor=1.0,
+        rope_theta=config.rope_theta,
+        window=0,
+        sinks=False,
+    )
+    model = ModelConfig(
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        vocab_size=config.vocab,
+        max_position_embeddings=config.max_positions,
+        intermediate_size=config.mlp_width,
+        moe_intermediate_size=config.mlp_width // experts if experts else 0,
+        n_routed_experts=experts or 0,
+        num_experts_per_tok=experts or 0,
+        layernorm_epsilon=config.norm_eps,
+        attention_value_scale=1.0,
+        routed_scaling_factor=1.0,
+        norm_topk_prob=True,
+        tie_word_embeddings=config.tied_head,
+        full=attention,
+        sliding=attention,
+        hybrid_layer_pattern=(0,) * config.layers,
+        moe_layer_freq=(int(experts is not None),) * config.layers,
+        fused_qkv=False,
+        quantization="mxfp4" if experts else None,
+        router_dtype="float32" if experts else None,
+        dtype=dtype,
+        model_type="mimo_v2_flash",
+    )
+    raw = model.to_dict()
+    if ModelConfig.from_dict(raw) != model:
+        raise CheckpointError("config.json: expected to read back what was written, found another model")
+    if experts:
+        parts = [f"model.layers.{i}.self_attn.{name}_proj" for i in range(config.layers) for name in "qkvo"]
+        raw["quantization_config"]["ignored_layers"] = parts
+    if config.bos_token_id is not None:
+        raw["bos_token_id"] = config.bos_token_id
+    if config.eos_token_ids:
+        raw["eos_token_id"] = list(config.eos_token_ids)
+    return (json.dumps(raw, indent=1) + "\n").encode()
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
