@@ -73,10 +73,10 @@ def sources() -> dict[str, list[Path]]:
             groups["core"].append(path)
         elif path.name.startswith("probe"):
             groups["_probe"].append(path)
-        elif path.name in ("convert.c", "checkpoint.c"):  # errors, arrays, checkpoint lists: both modules use them
-            groups["core"].append(path)
-        else:
+        elif path.name == "module.c":
             groups["_core"].append(path)
+        else:  # types, errors, arrays: both modules have them
+            groups["core"].append(path)
     return groups
 
 

@@ -1,8 +1,9 @@
 """Speed of the CPU kernels, one thread: python benchmarks/kernels.py [--variant avx2] [--cached] [--reference]
 
-Each matrix kernel runs over a random panel of `--rows` x `--cols` for steps of 1, 4, 8 and 64 rows. GB/s counts the packed weights once per call,
-GMAC/s counts every weight times every row; "x 1 row" is the cost of the step relative to a step of one row. The panel is larger than the
-caches unless --cached. --reference also times the plain C kernels on a small panel and prints how many times faster the variant is.
+Each matrix kernel runs over a random panel of `--rows` x `--cols` for steps of 1, 2, 4, 8 and 64 rows. GB/s counts the packed
+weights once per call, GMAC/s every weight times every row; "x 1 row" is the cost of the step relative to a step of one row.
+The panel is larger than the caches unless --cached. --reference also times the plain C kernels on a small panel and prints how
+many times faster the variant is.
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ def random_panel(packing: str, rows: int, cols: int, rng: np.random.Generator) -
 
 
 def seconds(call: Callable[[int], object], least: float) -> float:
-    """Seconds of one run: the best of five samples of at least `least` seconds in all."""
+    """Seconds of one run: the best sample in `least` seconds. Samples are short, so that some of them meet a quiet machine."""
     start = time.perf_counter()
     call(1)
-    repeat = max(1, int(least / 5 / max(time.perf_counter() - start, 1e-7)))
-    samples = []
-    for _ in range(5):
+    repeat = 1 + int(1e-4 / max(time.perf_counter() - start, 1e-7))
+    best, end = float("inf"), time.perf_counter() + least
+    while time.perf_counter() < end or best == float("inf"):
         start = time.perf_counter()
         call(repeat)
-        samples.append((time.perf_counter() - start) / repeat)
-    return min(samples)
+        best = min(best, (time.perf_counter() - start) / repeat)
+    return best
 
 
 def activations(kind: str, steps: int, cols: int, variant: str, rng: np.random.Generator) -> object:

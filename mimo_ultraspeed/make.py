@@ -397,7 +397,8 @@ def _table(fill: str, dtype: str, std: float, mean: float) -> NDArray[Any]:
         return packed
     if fill == "mxfp4_scale":
         code = 127 + round(math.log2(std / _E2M1_SIGMA))
-        return np.array([code - 1, code, code, code + 1], np.uint8)[steps & 3]
+        jittered: NDArray[np.uint8] = np.array([code - 1, code, code, code + 1], np.uint8)[steps & 3]
+        return jittered
     values = (_normal() * std + mean).astype(np.float32)
     return bf16_from_f32(values) if dtype == "BF16" else values
 
@@ -406,7 +407,8 @@ def _nearest(values: NDArray[np.float64], codes: NDArray[np.float64]) -> NDArray
     """The code (index into `codes`, NaN never) nearest to each value."""
     order = np.argsort(codes, kind="stable")[: np.count_nonzero(~np.isnan(codes))]
     middles = (codes[order][1:] + codes[order][:-1]) / 2
-    return order[np.searchsorted(middles, values)].astype(np.uint8)
+    nearest: NDArray[np.uint8] = order[np.searchsorted(middles, values)].astype(np.uint8)
+    return nearest
 
 
 def _e4m3_values() -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -110,7 +109,6 @@ texts = st.lists(
     st.sampled_from([*SPECIAL, *MARKS, "<", "|", ">", "im_end", "[", "]", "\n", " ", '"', "\\", "x", "\U000f0000"]), max_size=8
 )
 words = texts.map("".join) | st.text(max_size=8)
-plain_words = words.map(lambda text: re.sub(r"[<>\[\]]|EOS", "", text))  # what the guard leaves alone
 values = st.recursive(
     words | st.integers(-9, 9) | st.none() | st.booleans(), lambda inner: st.lists(inner, max_size=3), max_leaves=4
 )
@@ -150,7 +148,6 @@ def test_no_user_text_ever_becomes_a_control_token(conversation: dict[str, Any])
     messages, tools = conversation["messages"], conversation["tools"]
     ids = TOKENIZER.apply_chat_template(messages, tools=tools, tokenize=True, hint=conversation["hint"])
     clean = same_shape(conversation)
-    # Empty texts choose other branches of the template, so the comparison keeps them apart by control tokens only where both are alike.
     expected = TOKENIZER.apply_chat_template(clean["messages"], tools=clean["tools"], tokenize=True, hint="y")
     assert controls(ids) == controls(expected)
     text = TOKENIZER.apply_chat_template(messages, tools=tools, hint=conversation["hint"])
@@ -178,11 +175,16 @@ OPERATIONS = [
     "'{}'.format(m.content)",
     "'<|' ~ m.content ~ '|>'",
     "'<' ~ m.content ~ '>'",
+    "'<' ~ m.content",
+    "m.content ~ '>'",
 ]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("content", [EVIL, "<|imx_end|>", "<x|im_end|>x", "|im_end|x>", " <|im_end|> ", "EOxS EOS", '"<think>\\"'])
+@pytest.mark.parametrize(
+    "content",
+    [EVIL, "<|imx_end|>", "<x|im_end|>x", "|im_end|x>", "<|im_end|", "|im_end|>", " <|im_end|> ", "EOxS EOS", '"<think>\\"'],
+)
 def test_templates_that_work_on_user_text(operation: str, content: str) -> None:
     template = "{% for m in messages %}<|im_start|>{{ " + operation + " }}<|im_end|>{% endfor %}"
     messages = [{"role": "user", "content": content}]

@@ -133,7 +133,7 @@ def test_without_an_index_model_safetensors_or_all_files_are_read(tmp_path):
 
 def test_models_of_hundreds_of_gigabytes_open_from_headers_alone(tmp_path):
     folder = make(tmp_path / "flash", "flash", mtp=True, headers_only=True)
-    with pytest.warns(UserWarning, match="48 MTP"):
+    with pytest.warns(UserWarning, match="60 MTP tensors"):
         checkpoint = Checkpoint.open(folder)
     assert len(checkpoint.tensors) > 72_000
     assert sum(row.bytes for row in checkpoint.table()) > 300e9
@@ -495,7 +495,7 @@ def test_mutated_headers_are_judged_as_the_safetensors_library_does(tmp_path):
     assert both > 500
 
 
-@settings(max_examples=1500, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=800, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=200)
     | st.recursive(

@@ -1,7 +1,7 @@
 /* The only malloc and free of the core.
  *
- * Blocks are 64-byte aligned and zeroed; blocks of 4 MiB and more ask for huge pages. Allocations are counted, can be made
- * to fail on demand (tests fail the n-th one for every n), and are refused on a thread that is decoding. */
+ * Blocks are 64-byte aligned and zeroed; blocks of 4 MiB and more ask for huge pages. Allocations are counted, can be
+ * made to fail on demand (tests fail the n-th one for every n), and are refused on a thread that is decoding. */
 #ifndef MIMO_BASE_ALLOC_H
 #define MIMO_BASE_ALLOC_H
 

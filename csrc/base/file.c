@@ -7,18 +7,26 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+static mimo_status fail_io(mimo_error *err, const char *path, const char *what, int code)
+{
+    const mimo_status status = MIMO_FAIL(err, MIMO_ERR_IO, "%s: %s%s", path, what, strerror(code));
+    if (err != NULL)
+        err->system_code = code;
+    return status;
+}
+
 mimo_status mimo_file_open(mimo_file *file, const char *path, mimo_error *err)
 {
     *file = (mimo_file){.fd = -1, .path = path};
     /* O_NONBLOCK: opening a FIFO must not wait for a writer before fstat can refuse it. */
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return MIMO_FAIL(err, MIMO_ERR_IO, "%s: %s", path, strerror(errno));
+        return fail_io(err, path, "", errno);
     struct stat info;
     if (fstat(fd, &info) != 0) {
         const int code = errno;
         close(fd);
-        return MIMO_FAIL(err, MIMO_ERR_IO, "%s: %s", path, strerror(code));
+        return fail_io(err, path, "", code);
     }
     if (!S_ISREG(info.st_mode)) {
         close(fd);
@@ -44,8 +52,7 @@ mimo_status mimo_file_read(const mimo_file *file, void *out, uint64_t offset, si
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return MIMO_FAIL(err, MIMO_ERR_IO, "%s: read at byte %llu: %s", file->path, (unsigned long long)offset,
-                             strerror(errno));
+            return fail_io(err, file->path, "read: ", errno);
         if (n == 0)
             return MIMO_FAIL(err, MIMO_ERR_FORMAT, "%s: truncated: expected %zu more bytes at byte %llu, found the end",
                              file->path, bytes, (unsigned long long)offset);

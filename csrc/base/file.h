@@ -8,8 +8,8 @@
 #include "base/status.h"
 
 typedef struct mimo_file {
-    int fd;        /* -1 when closed */
-    uint64_t size; /* bytes, when opened */
+    int fd;           /* -1 when closed */
+    uint64_t size;    /* bytes, when opened */
     const char *path; /* borrowed; for messages */
 } mimo_file;
 

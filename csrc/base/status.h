@@ -20,6 +20,7 @@ typedef struct mimo_error {
     mimo_status code;
     const char *file; /* source position of the failure */
     int line;
+    int system_code; /* errno of a MIMO_ERR_IO, else 0 */
     char text[480];
 } mimo_error;
 

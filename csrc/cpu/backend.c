@@ -37,8 +37,8 @@ static mimo_status kv_reserve(mimo_backend *self, mimo_kv *kv, size_t positions,
     return mimo_kv_reserve(kv, positions, err);
 }
 
-/* Sliding layers have overwritten what lies a ring behind the last cached position; after the cut, the window behind the next
- * position must still be there. */
+/* Sliding layers have overwritten what lies a ring behind the last cached position; after the cut, the window behind
+ * the next position must still be there. */
 static bool kv_can_cut(const mimo_backend *self, size_t cached, size_t kept)
 {
     const mimo_cpu *cpu = (const mimo_cpu *)self;

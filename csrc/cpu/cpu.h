@@ -24,8 +24,8 @@ typedef struct mimo_cpu_layer {
 
 /* Activation rows as a kernel reads them, with room to write. */
 typedef struct mimo_rows {
-    float *f;   /* [rows, K]; NULL where only the quantised form is read */
-    int8_t *q;  /* NULL in exact mode */
+    float *f;  /* [rows, K]; NULL where only the quantised form is read */
+    int8_t *q; /* NULL in exact mode */
     float *d;
     int32_t *s;
     size_t K;
@@ -33,21 +33,21 @@ typedef struct mimo_rows {
 
 /* Routing of a step: for each expert in use, its rows in ascending order. */
 typedef struct mimo_routes {
-    uint32_t *expert;   /* [T, K], ascending in each row */
-    float *weight;      /* [T, K] */
-    uint32_t *active;   /* [E] experts in use, ascending */
+    uint32_t *expert; /* [T, K], ascending in each row */
+    float *weight;    /* [T, K] */
+    uint32_t *active; /* [E] experts in use, ascending */
     size_t actives;
-    uint32_t *first;    /* [E + 1] entries of expert active[i] are first[i] .. first[i+1] */
-    uint16_t *row;      /* [T * K] row of an entry */
-    uint16_t *slot;     /* [T * K] row of U: row * K + k */
-    float *share;       /* [T * K] weight of an entry */
+    uint32_t *first; /* [E + 1] entries of expert active[i] are first[i] .. first[i+1] */
+    uint16_t *row;   /* [T * K] row of an entry */
+    uint16_t *slot;  /* [T * K] row of U: row * K + k */
+    float *share;    /* [T * K] weight of an entry */
 } mimo_routes;
 
 typedef struct mimo_scratch { /* one worker's */
-    mimo_rows local;  /* [MIMO_LOCAL_ROWS, H] */
-    float *gemm;      /* [max_rows, block] results of one unit, twice (gate and up) */
-    float *sum;       /* [max_rows, block] */
-    float *attention; /* m, l, acc, scores of one unit */
+    mimo_rows local;          /* [MIMO_LOCAL_ROWS, H] */
+    float *gemm;              /* [max_rows, block] results of one unit, twice (gate and up) */
+    float *sum;               /* [max_rows, block] */
+    float *attention;         /* m, l, acc, scores of one unit */
 } mimo_scratch;
 
 typedef struct mimo_cpu {
@@ -61,26 +61,26 @@ typedef struct mimo_cpu {
     mimo_kv_layout kv_layout;
     mimo_pool *pool;
 
-    uint8_t *slab;        /* all packed weights */
-    uint8_t *embed;       /* [V, H] as stored: BF16 or F32 */
-    float *vectors;       /* norms, sinks, router biases */
-    mimo_panel *panels;   /* storage of every layer's gate, up, down */
-    const float *norm;    /* [H] */
+    uint8_t *slab;      /* all packed weights */
+    uint8_t *embed;     /* [V, H] as stored: BF16 or F32 */
+    float *vectors;     /* norms, sinks, router biases */
+    mimo_panel *panels; /* storage of every layer's gate, up, down */
+    const float *norm;  /* [H] */
     mimo_panel head;
     mimo_cpu_layer layer[MIMO_MAX_LAYERS];
 
     /* Rows of the step */
-    float *x;             /* [T, H] */
+    float *x;               /* [T, H] */
     size_t angles[2];       /* R/2 of each attention kind, 0 if no layer is of it */
     float *cos[2], *sin[2]; /* [T, R/2] */
-    float *q;             /* [T, N*D] */
-    mimo_rows a;          /* [T, N*Dv] */
-    mimo_rows m;          /* [T, H] normed input of a matrix */
-    mimo_rows u;          /* [T*K, F] or [T, F]; rows a and u are as wide as the layer's */
-    float *router_logits; /* [T, round_up(E, 8)] */
+    float *q;               /* [T, N*D] */
+    mimo_rows a;            /* [T, N*Dv] */
+    mimo_rows m;            /* [T, H] normed input of a matrix */
+    mimo_rows u;            /* [T*K, F] or [T, F]; rows a and u are as wide as the layer's */
+    float *router_logits;   /* [T, round_up(E, 8)] */
     mimo_routes routes;
-    float *frequency[2];  /* [R/2] */
-    size_t block;         /* floats of one row of scratch.gemm */
+    float *frequency[2];   /* [R/2] */
+    size_t block;          /* floats of one row of scratch.gemm */
     mimo_scratch *scratch; /* [threads] */
     uint8_t *workspace;
 
@@ -89,8 +89,8 @@ typedef struct mimo_cpu {
 
 /* load.c */
 MIMO_MUST_CHECK mimo_status mimo_cpu_plan_weights(mimo_cpu *cpu, mimo_error *err);
-mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done, const atomic_bool *cancel,
-                          mimo_error *err);
+mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done,
+                          const atomic_bool *cancel, mimo_error *err);
 void mimo_cpu_release_weights(mimo_cpu *cpu);
 
 /* workspace.c */
@@ -127,15 +127,16 @@ void mimo_cpu_head(const mimo_task *task);
 mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel);
 /* Rows as kernels read them, K wide. */
 mimo_act mimo_cpu_act(const mimo_rows *rows, size_t K);
-/* Elements [first, first + count) of row `row` of rows K wide have been written to rows->f: quantises them in fast mode, where both are
- * whole blocks. */
+/* Elements [first, first + count) of row `row` of rows K wide have been written to rows->f: quantises them in fast
+ * mode, where both are whole blocks. */
 void mimo_cpu_quantize(const mimo_cpu *cpu, const mimo_rows *rows, size_t K, size_t row, size_t first, size_t count);
-/* Norms x[row[i]] for i < count (row NULL: x[i]) into the worker's own rows if they are few, else together into cpu->m, which takes a
- * barrier. Returns the rows to read: i-th row of the result. */
+/* Norms x[row[i]] for i < count (row NULL: x[i]) into the worker's own rows if they are few, else together into cpu->m,
+ * which takes a barrier. Returns the rows to read: i-th row of the result. */
 const mimo_rows *mimo_cpu_norm_rows(const mimo_task *task, const uint16_t *row, size_t count, const float *weight);
 /* Octets that a unit of a matrix with `octets` octets takes, a multiple of `multiple`, at most MIMO_UNIT_OCTETS. */
 size_t mimo_cpu_unit_octets(const mimo_cpu *cpu, size_t octets, size_t multiple);
-/* x[t, 8*octet ...] += values[t * stride ...] for all rows, `octets` octets. layer_ends: the step's taps of this layer are taken too. */
+/* x[t, 8*octet ...] += values[t * stride ...] for all rows, `octets` octets. layer_ends: the step's taps of this layer
+ * are taken too. */
 void mimo_cpu_add_residual(const mimo_task *task, const float *values, size_t stride, size_t octet, size_t octets,
                            bool layer_ends);
 

@@ -31,8 +31,9 @@ mimo_status mimo_kv_open(mimo_kv **out, const mimo_kv_layout *layout, mimo_error
     MIMO_TRY(mimo_alloc_array(&kv, 1, sizeof *kv, "KV cache", err));
     kv->layout = layout;
     if (layout->ring > 0) {
-        const mimo_status status = mimo_alloc_array(&kv->ring, layout->ring / MIMO_KV_CHUNK,
-                                                    layout->chunk_bytes[MIMO_SLIDING], "KV ring of sliding layers", err);
+        const mimo_status status =
+            mimo_alloc_array(&kv->ring, layout->ring / MIMO_KV_CHUNK, layout->chunk_bytes[MIMO_SLIDING],
+                             "KV ring of sliding layers", err);
         if (status != MIMO_OK) {
             mimo_free(kv);
             return status;
@@ -118,8 +119,8 @@ void mimo_kv_write_key(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t pos
     }
 }
 
-void mimo_kv_write_value(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, const float *value, size_t first,
-                         size_t count)
+void mimo_kv_write_value(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, const float *value,
+                         size_t first, size_t count)
 {
     uint8_t *values;
     mimo_kv_head(kv, layer, g, position, &values);

@@ -1,9 +1,9 @@
 /* The keys and values of one sequence.
  *
- * Positions are kept in chunks of 256 by absolute position, the unit in which attention sums. Full layers get a new chunk for every 256
- * positions; sliding layers keep a ring of `ring` positions, enough for the window and a whole step. In a chunk, for one layer and
- * key/value head: keys [256/8][D][8] (eight positions side by side, so that attention's lanes are keys), then values
- * [256][Dv]. Elements are float (exact) or BF16. */
+ * Positions are kept in chunks of 256 by absolute position, the unit in which attention sums. Full layers get a new
+ * chunk for every 256 positions; sliding layers keep a ring of `ring` positions, enough for the window and a whole
+ * step. In a chunk, for one layer and key/value head: keys [256/8][D][8] (eight positions side by side, so that
+ * attention's lanes are keys), then values [256][Dv]. Elements are float (exact) or BF16. */
 #ifndef MIMO_CPU_KV_H
 #define MIMO_CPU_KV_H
 
@@ -21,11 +21,11 @@ enum { MIMO_KV_CHUNK = 256 };
 typedef struct mimo_kv_layout {
     const mimo_config *config;
     size_t element_bytes;
-    size_t ring;                        /* positions kept by sliding layers, a multiple of MIMO_KV_CHUNK; 0: no such layer */
-    size_t chunk_bytes[2];              /* bytes of 256 positions of all full, all sliding layers */
+    size_t ring;           /* positions kept by sliding layers, a multiple of MIMO_KV_CHUNK; 0: no such layer */
+    size_t chunk_bytes[2]; /* bytes of 256 positions of all full, all sliding layers */
     size_t layer_offset[MIMO_MAX_LAYERS]; /* of a layer within the chunk of its kind */
-    size_t head_bytes[2];               /* one key/value head of one layer, 256 positions */
-    size_t value_offset[2];             /* of the values within a head */
+    size_t head_bytes[2];                 /* one key/value head of one layer, 256 positions */
+    size_t value_offset[2];               /* of the values within a head */
 } mimo_kv_layout;
 
 struct mimo_kv {
@@ -48,7 +48,7 @@ uint8_t *mimo_kv_head(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t posi
 /* Writes the key [D] (after the rotary embedding) or value [Dv] (after the value scale) of one position. */
 void mimo_kv_write_key(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, const float *key, size_t first,
                        size_t count);
-void mimo_kv_write_value(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, const float *value, size_t first,
-                         size_t count);
+void mimo_kv_write_value(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, const float *value,
+                         size_t first, size_t count);
 
 #endif

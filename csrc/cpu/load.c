@@ -1,4 +1,5 @@
-/* From the checkpoint's files into packed panels: sizes first, then one slab, then units of rows read and packed by all workers. */
+/* From the checkpoint's files into packed panels: sizes first, then one slab, then units of rows read and packed by all
+ * workers. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -130,8 +131,8 @@ typedef struct loader {
     const mimo_file *files;
     atomic_uint_fast64_t *done;
     const atomic_bool *cancel;
-    item *item;       /* [items] */
-    size_t *first;    /* [items + 1] units before each item; the embedding's units come last */
+    item *item;    /* [items] */
+    size_t *first; /* [items + 1] units before each item; the embedding's units come last */
     size_t items, units, embed_rows;
     uint8_t *scratch; /* [threads, scratch_bytes] */
     size_t scratch_bytes;
@@ -168,11 +169,12 @@ static mimo_status load_embedding(loader *l, size_t unit, mimo_error *err)
     MIMO_TRY(mimo_file_read(&l->files[s->file], to, s->data + first * row_bytes, rows * row_bytes, err));
     const size_t elements = rows * m->cols;
     for (size_t i = 0; i < elements; i++) {
-        const bool finite = m->format == MIMO_FORMAT_BF16 ? (((const uint16_t *)(void *)to)[i] & 0x7f80u) != 0x7f80u
-                                                          : (((const uint32_t *)(void *)to)[i] & 0x7f800000u) != 0x7f800000u;
+        const bool finite = m->format == MIMO_FORMAT_BF16
+                                ? (((const uint16_t *)(void *)to)[i] & 0x7f80u) != 0x7f80u
+                                : (((const uint32_t *)(void *)to)[i] & 0x7f800000u) != 0x7f800000u;
         if (!finite)
-            return MIMO_FAIL(err, MIMO_ERR_FORMAT, "%s: row %zu: expected finite values, found NaN or infinity", m->name,
-                             first + i / m->cols);
+            return MIMO_FAIL(err, MIMO_ERR_FORMAT, "%s: row %zu: expected finite values, found NaN or infinity",
+                             m->name, first + i / m->cols);
     }
     atomic_fetch_add(l->done, rows * row_bytes);
     return MIMO_OK;
@@ -191,7 +193,8 @@ static mimo_status load_unit(loader *l, size_t unit, size_t worker, mimo_error *
     const size_t step = unit_octets(it->matrix);
     const size_t octet = (unit - l->first[low]) * step;
     const size_t octets = mimo_min(step, mimo_panel_octets(it->panel) - octet);
-    MIMO_TRY(mimo_panel_pack(it->panel, it->matrix, octet, octets, l->files, l->scratch + worker * l->scratch_bytes, err));
+    MIMO_TRY(
+        mimo_panel_pack(it->panel, it->matrix, octet, octets, l->files, l->scratch + worker * l->scratch_bytes, err));
     const size_t rows = mimo_min(8 * octets, it->panel->rows - 8 * octet);
     atomic_fetch_add(l->done, rows * mimo_format_row_bytes(it->matrix->format, it->matrix->cols));
     return MIMO_OK;
@@ -213,8 +216,8 @@ static void load_worker(void *context, mimo_worker *worker)
     }
 }
 
-static mimo_status load_vector(const float **out, float **next, const mimo_vector *from,
-                               const mimo_file *files, void *scratch, mimo_error *err)
+static mimo_status load_vector(const float **out, float **next, const mimo_vector *from, const mimo_file *files,
+                               void *scratch, mimo_error *err)
 {
     *out = NULL;
     if (from->length == 0)
@@ -269,8 +272,7 @@ static mimo_status open_loader(loader *l, mimo_error *err)
     MIMO_TRY(mimo_alloc_array(&l->scratch, cpu->threads, l->scratch_bytes, "loader buffers", err));
     visit_panels(cpu, collect_panel, l);
     l->first[items] = l->units;
-    l->embed_rows =
-        mimo_max(1, UNIT_BYTES / mimo_format_row_bytes(cpu->weights->embed.format, cpu->config->hidden));
+    l->embed_rows = mimo_max(1, UNIT_BYTES / mimo_format_row_bytes(cpu->weights->embed.format, cpu->config->hidden));
     l->units += mimo_ceil_div(cpu->config->vocab, l->embed_rows);
     return MIMO_OK;
 }
@@ -291,8 +293,8 @@ static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
     return MIMO_OK;
 }
 
-mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done, const atomic_bool *cancel,
-                          mimo_error *err)
+mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done,
+                          const atomic_bool *cancel, mimo_error *err)
 {
     mimo_cpu *cpu = (mimo_cpu *)self;
     loader l = {.cpu = cpu, .files = files, .done = done, .cancel = cancel};

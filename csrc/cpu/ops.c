@@ -114,6 +114,6 @@ void mimo_cpu_head(const mimo_task *task)
     mimo_gemm *gemm = mimo_cpu_gemm(cpu, &cpu->head);
     const size_t octets = mimo_panel_octets(&cpu->head), size = mimo_cpu_unit_octets(cpu, octets, 1);
     for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;)
-        gemm(step->logits + 8 * first, step->logits_stride, &cpu->head, first, mimo_min(size, octets - first), &act, NULL,
-             step->outputs);
+        gemm(step->logits + 8 * first, step->logits_stride, &cpu->head, first, mimo_min(size, octets - first), &act,
+             NULL, step->outputs);
 }

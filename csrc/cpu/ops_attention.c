@@ -8,8 +8,8 @@
 
 /* ---- qkv ---- */
 
-/* A unit of the qkv matrix: a head, or half of one when its rotary pairs divide into octets. Heads are numbered queries first, then keys,
- * then values. */
+/* A unit of the qkv matrix: a head, or half of one when its rotary pairs divide into octets. Heads are numbered queries
+ * first, then keys, then values. */
 typedef struct head_unit {
     uint32_t head, part, parts;
 } head_unit;
@@ -44,8 +44,8 @@ static void store(const qkv_run *run, uint32_t head, size_t t, const float *valu
     if (head < a->heads)
         memcpy(cpu->q + (t * a->heads + head) * a->head_dim + first, values, count * sizeof(float));
     else
-        mimo_kv_write_key(cpu->step->kv[t], run->task->op->layer, head - a->heads, cpu->step->position[t], values, first,
-                          count);
+        mimo_kv_write_key(cpu->step->kv[t], run->task->op->layer, head - a->heads, cpu->step->position[t], values,
+                          first, count);
 }
 
 /* The rotated dims j in [first, first + m) and their partners j + R/2. */
@@ -60,7 +60,8 @@ static void project_rotated(const qkv_run *run, uint32_t head, size_t first, siz
         float *pairs = run->task->scratch->sum;
         memcpy(pairs, low + t * m, m * sizeof(float));
         memcpy(pairs + m, high + t * m, m * sizeof(float));
-        cpu->kernels->rope(pairs, cpu->cos[run->kind] + t * half + first, cpu->sin[run->kind] + t * half + first, 2 * m);
+        cpu->kernels->rope(pairs, cpu->cos[run->kind] + t * half + first, cpu->sin[run->kind] + t * half + first,
+                           2 * m);
         store(run, head, t, pairs, first, m);
         store(run, head, t, pairs + m, half + first, m);
     }
@@ -139,7 +140,8 @@ void mimo_cpu_qkv(const mimo_task *task)
 
 /* ---- attention ---- */
 
-/* Results of some keys for one query head: softmax numerators are relative to m, l is their sum, acc [Dv] their weighted values. */
+/* Results of some keys for one query head: softmax numerators are relative to m, l is their sum, acc [Dv] their
+ * weighted values. */
 typedef struct partial {
     float *m, *l, *acc; /* [heads], [heads], [heads, Dv] */
 } partial;
@@ -186,8 +188,8 @@ static void attend(const mimo_task *task, const mimo_attention *a, size_t t, siz
         const uint8_t *keys = mimo_kv_head(step->kv[t], layer, g, first, &values);
         const bool is_first = first <= lowest;
         const partial *to = is_first ? &total : &chunk;
-        (cpu->exact ? cpu->kernels->attend_f32 : cpu->kernels->attend_bf16)(to->m, to->l, to->acc, q, keys, values, begin,
-                                                                           end, heads, D, Dv, scale, scores);
+        (cpu->exact ? cpu->kernels->attend_f32 : cpu->kernels->attend_bf16)(to->m, to->l, to->acc, q, keys, values,
+                                                                            begin, end, heads, D, Dv, scale, scores);
         if (!is_first)
             merge(&total, &chunk, heads, Dv);
     }

@@ -8,7 +8,8 @@
 
 /* ---- routing ---- */
 
-/* The K experts of row t with the highest sigmoid score plus bias (lower id on a tie), by ascending id, with their weights. */
+/* The K experts of row t with the highest sigmoid score plus bias (lower id on a tie), by ascending id, with their
+ * weights. */
 static void choose_experts(mimo_cpu *cpu, const mimo_cpu_layer *layer, size_t t)
 {
     const mimo_config *c = cpu->config;
@@ -99,7 +100,8 @@ void mimo_cpu_route(const mimo_task *task)
 
 /* ---- matrices ---- */
 
-/* Gate and up projections of octets [octet, octet + octets) for n rows, SwiGLU, into rows slot[i] of u (slot NULL: row i). */
+/* Gate and up projections of octets [octet, octet + octets) for n rows, SwiGLU, into rows slot[i] of u (slot NULL: row
+ * i). */
 static void up_unit(const mimo_task *task, const mimo_panel *gate, const mimo_panel *up, const mimo_act *act,
                     const uint16_t *row, const uint16_t *slot, size_t n, size_t octet, size_t octets)
 {
@@ -126,7 +128,8 @@ void mimo_cpu_expert_up(const mimo_task *task)
     const mimo_rows *rows = cpu->step->rows <= MIMO_LOCAL_ROWS ? &task->scratch->local : &cpu->m;
     const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
     const size_t octets = mimo_panel_octets(&layer->gate[0]);
-    const size_t size = mimo_cpu_unit_octets(cpu, octets * r->actives, BLOCK_OCTETS), blocks = mimo_ceil_div(octets, size);
+    const size_t size = mimo_cpu_unit_octets(cpu, octets * r->actives, BLOCK_OCTETS),
+                 blocks = mimo_ceil_div(octets, size);
     for (size_t unit; (unit = mimo_pool_take(task->worker)) < blocks * r->actives;) {
         const uint32_t e = r->active[unit / blocks], at = r->first[e];
         const size_t first = unit % blocks * size;

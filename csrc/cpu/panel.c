@@ -127,15 +127,23 @@ static mimo_status read_batch(batch *b, mimo_error *err)
     return MIMO_OK;
 }
 
+/* NULL where the packing does not take the format. */
 static mimo_pack_lane *lane_packer(mimo_format format, mimo_packing packing)
 {
-    static mimo_pack_lane *const packers[MIMO_FORMAT_COUNT][MIMO_PACK_COUNT] = {
-        [MIMO_FORMAT_F32] = {[MIMO_PACK_F32] = mimo_pack_f32, [MIMO_PACK_Q8] = mimo_pack_q8_of_f32},
-        [MIMO_FORMAT_BF16] = {[MIMO_PACK_BF16] = mimo_pack_bf16, [MIMO_PACK_Q8] = mimo_pack_q8_of_bf16},
-        [MIMO_FORMAT_FP8] = {[MIMO_PACK_FP8] = mimo_pack_fp8, [MIMO_PACK_Q8] = mimo_pack_q8_of_fp8},
-        [MIMO_FORMAT_MXFP4] = {[MIMO_PACK_MXFP4] = mimo_pack_mxfp4},
+    static mimo_pack_lane *const exact[MIMO_FORMAT_COUNT] = {
+        [MIMO_FORMAT_F32] = mimo_pack_f32,
+        [MIMO_FORMAT_BF16] = mimo_pack_bf16,
+        [MIMO_FORMAT_FP8] = mimo_pack_fp8,
+        [MIMO_FORMAT_MXFP4] = mimo_pack_mxfp4,
     };
-    return packers[format][packing];
+    static mimo_pack_lane *const q8[MIMO_FORMAT_COUNT] = {
+        [MIMO_FORMAT_F32] = mimo_pack_q8_of_f32,
+        [MIMO_FORMAT_BF16] = mimo_pack_q8_of_bf16,
+        [MIMO_FORMAT_FP8] = mimo_pack_q8_of_fp8,
+    };
+    if (packing == MIMO_PACK_Q8)
+        return q8[format];
+    return packing == mimo_packing_choose(format, 0, 0) ? exact[format] : NULL;
 }
 
 /* The octet's missing rows: zeros. MXFP4 scales are 1, so that no kernel meets a subnormal on their account. */

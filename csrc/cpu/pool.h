@@ -1,5 +1,5 @@
-/* Worker threads that are made once and stay: they run a function together, wait for each other at barriers, and take units of
- * work from a shared counter.
+/* Worker threads that are made once and stay: they run a function together, wait for each other at barriers, and take
+ * units of work from a shared counter.
  *
  * A waiting worker spins, then yields, then sleeps, so that more threads than cores still make progress. */
 #ifndef MIMO_CPU_POOL_H
@@ -14,8 +14,8 @@ typedef struct mimo_pool mimo_pool;
 /* What one worker carries through one mimo_pool_run. */
 typedef struct mimo_worker {
     mimo_pool *pool;
-    size_t index;   /* 0 is the caller of mimo_pool_run */
-    size_t phase;   /* barriers passed in this run */
+    size_t index; /* 0 is the caller of mimo_pool_run */
+    size_t phase; /* barriers passed in this run */
 } mimo_worker;
 
 typedef void mimo_pool_fn(void *context, mimo_worker *worker);
@@ -31,8 +31,8 @@ void mimo_pool_run(mimo_pool *pool, mimo_pool_fn *fn, void *context);
 /* Inside a run: the next free unit of this phase, from 0. Units are taken in order, by whoever is free. */
 size_t mimo_pool_take(mimo_worker *worker);
 
-/* Inside a run: waits until all workers are here; the last to come runs tail(context) (if not NULL) before any goes on. Starts a
- * new phase: its units count from 0. */
+/* Inside a run: waits until all workers are here; the last to come runs tail(context) (if not NULL) before any goes on.
+ * Starts a new phase: its units count from 0. */
 void mimo_pool_barrier(mimo_worker *worker, void (*tail)(void *context), void *context);
 
 #endif

@@ -108,13 +108,15 @@ mimo_status mimo_cpu_open_workspace(mimo_cpu *cpu, mimo_error *err)
     /* A unit is at most MIMO_UNIT_OCTETS octets, or one head. */
     cpu->block = 8 * MIMO_UNIT_OCTETS;
     for (int kind = 0; kind < 2; kind++)
-        cpu->block = mimo_max(cpu->block, mimo_round_up(mimo_max(cpu->config->attention[kind].head_dim,
-                                                                 cpu->config->attention[kind].v_head_dim), 8));
+        cpu->block = mimo_max(
+            cpu->block,
+            mimo_round_up(mimo_max(cpu->config->attention[kind].head_dim, cpu->config->attention[kind].v_head_dim), 8));
     const sizes s = measure(cpu);
     carver c = {0};
     carve_all(cpu, &c, &s);
     if (c.overflow)
-        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: the workspace of %zu rows exceeds the address space", cpu->max_rows);
+        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: the workspace of %zu rows exceeds the address space",
+                         cpu->max_rows);
     MIMO_TRY(mimo_alloc_array(&cpu->workspace, 1, c.used, "workspace", err));
     cpu->base.memory.workspace = c.used;
     c = (carver){.base = cpu->workspace};

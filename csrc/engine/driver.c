@@ -1,5 +1,5 @@
-/* The decode loop. The driver thread takes calls and jobs, builds steps, runs them, samples, and hands the tokens out; between admission and
- * the end of a job it allocates nothing. */
+/* The decode loop. The driver thread takes calls and jobs, builds steps, runs them, samples, and hands the tokens out;
+ * between admission and the end of a job it allocates nothing. */
 #include "base/size.h"
 #include "engine/state.h"
 
@@ -80,7 +80,8 @@ static void add_rows(mimo_engine *engine, mimo_step *step, mimo_job *job, size_t
         job->started = mimo_clock_seconds();
 }
 
-/* Rows of all jobs that can go on: first those that decode, one row each, then prompts with the rows that are left. The mutex is held. */
+/* Rows of all jobs that can go on: first those that decode, one row each, then prompts with the rows that are left. The
+ * mutex is held. */
 static void build_step(mimo_engine *engine, mimo_step *step)
 {
     *step = (mimo_step){.token = engine->token,
@@ -104,8 +105,8 @@ static void sample_output(void *context, size_t i, size_t worker)
     mimo_job *job = engine->output_job[i];
     engine->choice_error[i].code = MIMO_OK;
     /* Its status is in choice_error, which the driver reads. */
-    (void)!mimo_sample(&engine->choice[i], engine->logits + i * engine->logits_stride, engine->config.vocab, &job->sampling,
-                       job->known, job->seen, job->seen_count,
+    (void)!mimo_sample(&engine->choice[i], engine->logits + i * engine->logits_stride, engine->config.vocab,
+                       &job->sampling, job->known, job->seen, job->seen_count,
                        engine->sample_scratch + worker * engine->sample_scratch_bytes, &engine->choice_error[i]);
 }
 

@@ -46,9 +46,10 @@ static uint32_t available_cores(void)
 mimo_status mimo_engine_check_open(const mimo_engine *engine, mimo_error *err)
 {
     if (engine->pid != getpid())
-        return MIMO_FAIL(err, MIMO_ERR_ENGINE,
-                         "the engine belongs to process %ld: a forked child cannot use it; open the model after the fork",
-                         (long)engine->pid);
+        return MIMO_FAIL(
+            err, MIMO_ERR_ENGINE,
+            "the engine belongs to process %ld: a forked child cannot use it; open the model after the fork",
+            (long)engine->pid);
     if (engine->closing || engine->closed)
         return MIMO_FAIL(err, MIMO_ERR_ENGINE, "the engine is closed");
     return MIMO_OK;
@@ -240,11 +241,12 @@ mimo_status mimo_engine_post(mimo_engine *engine, mimo_call *call, mimo_error *e
 {
     for (size_t i = 0; i < call->count; i++)
         if (call->tokens[i] >= engine->config.vocab)
-            return MIMO_FAIL(err, MIMO_ERR_VALUE, "token %zu: expected an id below %u, found %u", i, engine->config.vocab,
-                             call->tokens[i]);
+            return MIMO_FAIL(err, MIMO_ERR_VALUE, "token %zu: expected an id below %u, found %u", i,
+                             engine->config.vocab, call->tokens[i]);
     if (call->count > engine->options.max_context)
-        return MIMO_FAIL(err, MIMO_ERR_CONTEXT, "context overflow: %zu tokens need more than the %u positions of max_context",
-                         call->count, engine->options.max_context);
+        return MIMO_FAIL(err, MIMO_ERR_CONTEXT,
+                         "context overflow: %zu tokens need more than the %u positions of max_context", call->count,
+                         engine->options.max_context);
     for (size_t i = 0; i < call->tap_count; i++)
         if (call->taps[i] >= engine->config.layers)
             return MIMO_FAIL(err, MIMO_ERR_VALUE, "layers: expected numbers below %u, found %u", engine->config.layers,

@@ -1,8 +1,8 @@
 /* A model that answers: a backend, a driver thread that feeds it steps, and the jobs that wait for tokens.
  *
- * The driver thread alone runs steps. Each step carries the next token of every decoding job and, in the rows that are left, the
- * next piece of a prompt; a row's logits do not depend on its neighbours, so neither does any answer. Tokens reach the
- * reader through a bounded ring in the job; a full ring pauses its job and no other.
+ * The driver thread alone runs steps. Each step carries the next token of every decoding job and, in the rows that are
+ * left, the next piece of a prompt; a row's logits do not depend on its neighbours, so neither does any answer. Tokens
+ * reach the reader through a bounded ring in the job; a full ring pauses its job and no other.
  *
  * Any thread may call these functions; a thread of a forked child may not (MIMO_ERR_ENGINE). */
 #ifndef MIMO_ENGINE_ENGINE_H
@@ -34,12 +34,13 @@ typedef struct mimo_engine_options {
     const char *variant;  /* NULL: the best kernels that run here */
 } mimo_engine_options;
 
-/* Opens the files, checks config and tensors against each other and against the files, plans memory, starts the workers. tensors and
- * paths (and the text they point to) must outlive the engine. Nothing is loaded. */
-MIMO_MUST_CHECK mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *options, const mimo_config *config,
-                                             const mimo_tensor *tensors, size_t count, const char *const *paths,
-                                             size_t files, mimo_error *err);
-/* Ends every job ("cancelled") and call, and frees weights and threads. What is left answers MIMO_ERR_ENGINE. Idempotent. */
+/* Opens the files, checks config and tensors against each other and against the files, plans memory, starts the
+ * workers. tensors and paths (and the text they point to) must outlive the engine. Nothing is loaded. */
+MIMO_MUST_CHECK mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *options,
+                                             const mimo_config *config, const mimo_tensor *tensors, size_t count,
+                                             const char *const *paths, size_t files, mimo_error *err);
+/* Ends every job ("cancelled") and call, and frees weights and threads. What is left answers MIMO_ERR_ENGINE.
+ * Idempotent. */
 void mimo_engine_close(mimo_engine *engine);
 /* Closes, and frees the engine itself. All its jobs have been released. */
 void mimo_engine_free(mimo_engine *engine);
@@ -58,7 +59,8 @@ typedef enum mimo_call_kind { MIMO_CALL_LOAD, MIMO_CALL_FORWARD } mimo_call_kind
 
 typedef struct mimo_call {
     mimo_call_kind kind;
-    /* MIMO_CALL_FORWARD: all of tokens [count] through the model from position 0, `rows` (1 .. MIMO_STEP_ROWS) at a time */
+    /* MIMO_CALL_FORWARD: all of tokens [count] through the model from position 0, `rows` (1 .. MIMO_STEP_ROWS) at a
+     * time */
     const uint32_t *tokens;
     size_t count, rows;
     float *logits; /* [count, logits_stride] or NULL; logits_stride >= round_up(V, 8) */
@@ -121,7 +123,8 @@ bool mimo_job_wait(mimo_job *job, double seconds);
 /* Takes the tokens of the earliest waiting step, at most `room`; returns how many. */
 size_t mimo_job_take(mimo_job *job, mimo_token *out, size_t room);
 void mimo_job_cancel(mimo_job *job);
-/* MIMO_RUNNING while tokens may still come; *waiting is the number of tokens not taken yet; *error is filled after FINISH_ERROR. */
+/* MIMO_RUNNING while tokens may still come; *waiting is the number of tokens not taken yet; *error is filled after
+ * FINISH_ERROR. */
 mimo_finish mimo_job_state(mimo_job *job, size_t *waiting, mimo_error *error);
 mimo_job_stats mimo_job_read_stats(mimo_job *job);
 /* Cancels, and frees when the driver has let go of it. */

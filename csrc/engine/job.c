@@ -39,9 +39,10 @@ static mimo_status check_options(const mimo_engine *engine, const mimo_job_optio
         return MIMO_FAIL(err, MIMO_ERR_VALUE, "max_new_tokens: expected at least 1, found 0");
     const size_t most = engine->options.max_context;
     if (o->prompt_count > most || o->max_new_tokens > most - o->prompt_count)
-        return MIMO_FAIL(err, MIMO_ERR_CONTEXT,
-                         "context overflow: %zu prompt tokens and %zu new ones need more than the %zu positions of max_context",
-                         o->prompt_count, o->max_new_tokens, most);
+        return MIMO_FAIL(
+            err, MIMO_ERR_CONTEXT,
+            "context overflow: %zu prompt tokens and %zu new ones need more than the %zu positions of max_context",
+            o->prompt_count, o->max_new_tokens, most);
     return MIMO_OK;
 }
 

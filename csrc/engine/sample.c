@@ -261,7 +261,7 @@ mimo_status mimo_sample(mimo_choice *out, float *logits, size_t V, const mimo_sa
         n_seen = 0;
 
     *out = (mimo_choice){.logprob = NAN};
-    mimo_spans raw;
+    mimo_spans raw = {0};
     double denominator = 0.0;
     if (reporting || n_seen == 0)
         MIMO_TRY(scan(&raw, logits, V, w.maxima, position, err));
@@ -270,12 +270,10 @@ mimo_status mimo_sample(mimo_choice *out, float *logits, size_t V, const mimo_sa
         if (sampling->logprobs > 0)
             report_tops(out, w.keys, &raw, denominator, sampling->logprobs);
     }
-    mimo_spans spans;
+    mimo_spans spans = raw;
     if (n_seen > 0) {
         penalise(logits, w.raw, seen, n_seen, sampling->repetition_penalty);
         MIMO_TRY(scan(&spans, logits, V, w.maxima, position, err));
-    } else {
-        spans = raw;
     }
     out->token = sampling->temperature == 0.0f ? spans.argmax : draw(&spans, sampling, position, &w);
     if (reporting)

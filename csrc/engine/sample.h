@@ -1,8 +1,9 @@
 /* From logits to a token.
  *
- * The token at a position is a pure function of (logits, sampling, seed, stream, position): Gumbel-max with counter-based noise
- * (Philox4x32-10, Salmon et al. 2011), so that verifying a draft and decoding plainly choose the same token. Order of the
- * steps, as in Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p. Greedy is the noise-free case. */
+ * The token at a position is a pure function of (logits, sampling, seed, stream, position): Gumbel-max with
+ * counter-based noise (Philox4x32-10, Salmon et al. 2011), so that verifying a draft and decoding plainly choose the
+ * same token. Order of the steps, as in Hugging Face transformers: repetition penalty, temperature, top-k, top-p,
+ * min-p. Greedy is the noise-free case. */
 #ifndef MIMO_ENGINE_SAMPLE_H
 #define MIMO_ENGINE_SAMPLE_H
 
@@ -17,18 +18,20 @@ typedef struct mimo_sampling {
     float temperature;        /* >= 0; 0 is greedy */
     float top_p;              /* 0 < top_p <= 1; 1 is off */
     float min_p;              /* 0 <= min_p <= 1; 0 is off */
-    float repetition_penalty; /* > 0; 1 is off (Keskar et al. 2019: positive logits are divided, negative ones multiplied) */
+    float repetition_penalty; /* > 0; 1 is off (Keskar et al. 2019: positive logits are divided, negative ones
+                                 multiplied) */
     uint32_t top_k;           /* 0 is off */
-    uint32_t logprobs;        /* how many of the most likely tokens to report; -1 as UINT32_MAX: none, not even the chosen one's */
+    uint32_t
+        logprobs; /* how many of the most likely tokens to report; -1 as UINT32_MAX: none, not even the chosen one's */
     uint64_t seed;
-    uint32_t stream;          /* which of n answers to one prompt */
+    uint32_t stream; /* which of n answers to one prompt */
 } mimo_sampling;
 
 typedef struct mimo_choice {
     uint32_t token;
-    uint32_t tops;                          /* entries of the arrays below */
-    float logprob;                          /* log-softmax of the raw logits (before penalty and temperature) at token */
-    uint32_t top_token[MIMO_MAX_LOGPROBS];  /* most likely first, lower id first on a tie */
+    uint32_t tops;                         /* entries of the arrays below */
+    float logprob;                         /* log-softmax of the raw logits (before penalty and temperature) at token */
+    uint32_t top_token[MIMO_MAX_LOGPROBS]; /* most likely first, lower id first on a tie */
     float top_logprob[MIMO_MAX_LOGPROBS];
 } mimo_choice;
 
@@ -36,8 +39,9 @@ MIMO_MUST_CHECK mimo_status mimo_sampling_check(const mimo_sampling *sampling, m
 
 size_t mimo_sample_scratch_bytes(size_t V);
 
-/* Chooses the token of `position` (that is, the token that will stand there). logits [V] may be overwritten. seen [n_seen]: the distinct
- * ids that the repetition penalty applies to. A NaN, or no finite logit, is MIMO_ERR_ENGINE naming the position. Ties go to the lower id. */
+/* Chooses the token of `position` (that is, the token that will stand there). logits [V] may be overwritten. seen
+ * [n_seen]: the distinct ids that the repetition penalty applies to. A NaN, or no finite logit, is MIMO_ERR_ENGINE
+ * naming the position. Ties go to the lower id. */
 MIMO_MUST_CHECK mimo_status mimo_sample(mimo_choice *out, float *logits, size_t V, const mimo_sampling *sampling,
                                         uint64_t position, const uint32_t *seen, size_t n_seen, void *scratch,
                                         mimo_error *err);

@@ -1,7 +1,7 @@
 /* The engine's own state, shared by the files of this room.
  *
- * One mutex guards what submitters, readers and the driver share; the driver's steps run without it. Fields of a job below
- * the line are the driver's alone while the job is active. */
+ * One mutex guards what submitters, readers and the driver share; the driver's steps run without it. Fields of a job
+ * below the line are the driver's alone while the job is active. */
 #ifndef MIMO_ENGINE_STATE_H
 #define MIMO_ENGINE_STATE_H
 
@@ -22,12 +22,12 @@ typedef struct mimo_idle_cache {
 
 struct mimo_job {
     mimo_engine *engine;
-    mimo_job *next;    /* in the engine's queue of waiting jobs */
+    mimo_job *next; /* in the engine's queue of waiting jobs */
     pthread_cond_t readable;
-    bool held;         /* by its reader */
-    bool active;       /* waiting for a slot or in one: the driver may touch it */
+    bool held;   /* by its reader */
+    bool active; /* waiting for a slot or in one: the driver may touch it */
     atomic_bool cancel;
-    mimo_token *ring;  /* [ring_slots] */
+    mimo_token *ring; /* [ring_slots] */
     size_t ring_slots, ring_first, ring_count;
     mimo_finish finish;
     mimo_error error;
@@ -56,7 +56,7 @@ struct mimo_engine {
     mimo_file *files;
     size_t file_count;
     mimo_engine_options options;
-    mimo_memory memory;  /* of the backend, kept for after it is closed, as are the next two */
+    mimo_memory memory; /* of the backend, kept for after it is closed, as are the next two */
     uint64_t load_bytes;
     const char *variant;
     pid_t pid; /* of the process whose threads these are */
@@ -67,8 +67,8 @@ struct mimo_engine {
     pthread_cond_t work;      /* something for the driver */
     pthread_cond_t call_done; /* some call ended */
     bool closing, closed, loaded;
-    size_t users;             /* threads inside a submission: the backend must outlive them */
-    mimo_call *running_call;  /* the one that the driver is in, so that closing can cancel it */
+    size_t users;            /* threads inside a submission: the backend must outlive them */
+    mimo_call *running_call; /* the one that the driver is in, so that closing can cancel it */
     mimo_call *first_call, **last_call;
     mimo_job *first_waiting, **last_waiting;
     mimo_idle_cache idle[MIMO_IDLE_CACHES];

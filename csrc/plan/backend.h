@@ -15,8 +15,8 @@
 /* One sequence's keys and values; a backend's own. */
 typedef struct mimo_kv mimo_kv;
 
-/* T rows through the model. Rows of one sequence come in ascending, consecutive positions, and positions below the first are
- * in its cache already. */
+/* T rows through the model. Rows of one sequence come in ascending, consecutive positions, and positions below the
+ * first are in its cache already. */
 typedef struct mimo_step {
     size_t rows;              /* T, 1 .. options.max_rows */
     const uint32_t *token;    /* [T] < V */
@@ -35,9 +35,9 @@ typedef struct mimo_step {
 } mimo_step;
 
 typedef struct mimo_backend_options {
-    bool exact;         /* float activations, weights as stored; else int8 activations, BF16 and FP8 repacked to 8 bits */
-    uint32_t threads;   /* >= 1 */
-    uint32_t max_rows;  /* most rows of a step */
+    bool exact;       /* float activations, weights as stored; else int8 activations, BF16 and FP8 repacked to 8 bits */
+    uint32_t threads; /* >= 1 */
+    uint32_t max_rows;   /* most rows of a step */
     const char *variant; /* kernels by name, NULL: the best that runs here */
 } mimo_backend_options;
 
@@ -51,8 +51,9 @@ typedef struct mimo_memory {
 typedef struct mimo_backend mimo_backend;
 
 /* Fills a fresh backend; config and weights must outlive it. Plans memory, starts the workers, loads nothing. */
-MIMO_MUST_CHECK mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config, const mimo_weights *weights,
-                                                  const mimo_backend_options *options, mimo_error *err);
+MIMO_MUST_CHECK mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config,
+                                                  const mimo_weights *weights, const mimo_backend_options *options,
+                                                  mimo_error *err);
 
 struct mimo_backend {
     const char *name;    /* "cpu" */
@@ -61,8 +62,8 @@ struct mimo_backend {
 
     /* Reads and packs all weights. Raises *done towards load_bytes as it goes; soon after *cancel is set it ends with
      * MIMO_ERR_ENGINE. On failure nothing stays loaded. */
-    mimo_status (*load)(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done, const atomic_bool *cancel,
-                        mimo_error *err);
+    mimo_status (*load)(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done,
+                        const atomic_bool *cancel, mimo_error *err);
     uint64_t load_bytes;
 
     /* Runs one step; the caller's thread is one of the workers. Allocates nothing and cannot fail. */

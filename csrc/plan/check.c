@@ -16,7 +16,8 @@ static mimo_status check_slots(const mimo_plan *plan, mimo_error *err)
         written |= info->writes;
         /* A layer's own rows do not outlive it: reading those of the layer before is a bug. */
         if (op->code == MIMO_OP_EXPERT_DOWN || op->code == MIMO_OP_DENSE_DOWN)
-            written &= ~(uint32_t)(MIMO_SLOT_Q | MIMO_SLOT_KV | MIMO_SLOT_A | MIMO_SLOT_M | MIMO_SLOT_ROUTES | MIMO_SLOT_U);
+            written &=
+                ~(uint32_t)(MIMO_SLOT_Q | MIMO_SLOT_KV | MIMO_SLOT_A | MIMO_SLOT_M | MIMO_SLOT_ROUTES | MIMO_SLOT_U);
     }
     if ((written & MIMO_SLOT_LOGITS) == 0)
         return MIMO_FAIL(err, MIMO_ERR_ENGINE, "plan: no operation writes the logits");
@@ -44,8 +45,9 @@ mimo_status mimo_plan_check(const mimo_plan *plan, const mimo_config *config, mi
                                  mimo_op_infos[codes[i]].name, layer);
             const mimo_attention *a = mimo_layer_attention(config, layer);
             if (op->code == MIMO_OP_ATTENTION && (op->dim[4] != a->window || op->dim[5] != a->sinks))
-                return MIMO_FAIL(err, MIMO_ERR_ENGINE, "plan op %u: layer %u has window %u, sinks %u; the plan says %u, %u",
-                                 at, layer, a->window, a->sinks, op->dim[4], op->dim[5]);
+                return MIMO_FAIL(err, MIMO_ERR_ENGINE,
+                                 "plan op %u: layer %u has window %u, sinks %u; the plan says %u, %u", at, layer,
+                                 a->window, a->sinks, op->dim[4], op->dim[5]);
         }
     }
     if (plan->op[0].code != MIMO_OP_EMBED || at + 1 != plan->count || plan->op[at].code != MIMO_OP_HEAD)

@@ -29,9 +29,10 @@ static uint32_t layer_ops(const mimo_plan *plan, uint32_t at)
     return n;
 }
 
-static bool alike(const mimo_plan *plan, uint32_t a, uint32_t b, uint32_t ops)
+static bool alike(const mimo_plan *plan, uint32_t a, uint32_t b)
 {
-    if (b >= plan->count || plan->op[b].layer == MIMO_NO_LAYER || layer_ops(plan, b) != ops)
+    const uint32_t ops = layer_ops(plan, a);
+    if (layer_ops(plan, b) != ops)
         return false;
     for (uint32_t i = 0; i < ops; i++)
         if (plan->op[a + i].code != plan->op[b + i].code ||
@@ -40,9 +41,47 @@ static bool alike(const mimo_plan *plan, uint32_t a, uint32_t b, uint32_t ops)
     return true;
 }
 
+static bool is_layer(const mimo_plan *plan, uint32_t at)
+{
+    return at < plan->count && plan->op[at].layer != MIMO_NO_LAYER;
+}
+
+static bool seen_before(const mimo_plan *plan, uint32_t at)
+{
+    for (uint32_t b = 0; b < at; b += layer_ops(plan, b))
+        if (is_layer(plan, b) && alike(plan, b, at))
+            return true;
+    return false;
+}
+
+/* "layers 0, 7, 15-16: " and so on: all layers like the one that starts at op `at`. */
+static void put_layers(writer *w, const mimo_plan *plan, uint32_t at)
+{
+    uint32_t count = 0;
+    put(w, "layers");
+    for (uint32_t b = at; is_layer(plan, b);) {
+        const uint32_t first = plan->op[b].layer;
+        uint32_t next = b;
+        while (is_layer(plan, next) && alike(plan, at, next))
+            next += layer_ops(plan, next);
+        if (next == b) {
+            b += layer_ops(plan, b);
+            continue;
+        }
+        const uint32_t last = plan->op[next - 1].layer;
+        put(w, "%s %u", count > 0 ? "," : "", first);
+        if (last != first)
+            put(w, "-%u", last);
+        count += last - first + 1;
+        b = next;
+    }
+    put(w, " (%u)\n", count);
+}
+
 static void put_slots(writer *w, uint32_t slots)
 {
-    static const char *const names[MIMO_SLOTS] = {"tokens", "angles", "x", "q", "kv", "a", "m", "routes", "u", "logits"};
+    static const char *const names[MIMO_SLOTS] = {"tokens", "angles", "x",      "q", "kv",
+                                                  "a",      "m",      "routes", "u", "logits"};
     const char *separator = "";
     for (uint32_t i = 0; i < MIMO_SLOTS; i++)
         if (slots & 1u << i) {
@@ -72,21 +111,13 @@ size_t mimo_plan_dump(char *text, size_t size, const mimo_plan *plan)
 {
     writer w = {text, size, 0};
     put(&w, "plan: up to %u row%s, %u operations\n", plan->rows, plan->rows == 1 ? "" : "s", plan->count);
-    for (uint32_t at = 0; at < plan->count;) {
-        const uint32_t ops = layer_ops(plan, at);
-        uint32_t next = at + ops;
-        if (plan->op[at].layer != MIMO_NO_LAYER) {
-            while (alike(plan, at, next, ops))
-                next += ops;
-            const uint32_t last = plan->op[next - ops].layer;
-            if (last == plan->op[at].layer)
-                put(&w, "layer %u\n", last);
-            else
-                put(&w, "layers %u-%u\n", plan->op[at].layer, last);
-        }
-        for (uint32_t i = 0; i < ops; i++)
+    for (uint32_t at = 0; at < plan->count; at += layer_ops(plan, at)) {
+        if (is_layer(plan, at) && seen_before(plan, at))
+            continue;
+        if (is_layer(plan, at))
+            put_layers(&w, plan, at);
+        for (uint32_t i = 0; i < layer_ops(plan, at); i++)
             put_op(&w, &plan->op[at + i]);
-        at = next;
     }
     return w.length;
 }

@@ -1,7 +1,7 @@
 /* The tape: a config turned into a flat list of operations, for a step of up to `rows` rows.
  *
- * A plan is plain data without pointers: it can be printed, checked and run by any backend. What changes from step to step
- * (tokens, positions, KV caches) is a mimo_step (backend.h) beside it. Dimension letters: model/config.h. */
+ * A plan is plain data without pointers: it can be printed, checked and run by any backend. What changes from step to
+ * step (tokens, positions, KV caches) is a mimo_step (backend.h) beside it. Dimension letters: model/config.h. */
 #ifndef MIMO_PLAN_PLAN_H
 #define MIMO_PLAN_PLAN_H
 
@@ -59,11 +59,12 @@ typedef struct mimo_plan {
 /* config has passed mimo_config_check; rows >= 1. */
 void mimo_plan_build(mimo_plan *plan, const mimo_config *config, uint32_t rows);
 
-/* Proves that a plan fits its config: known codes, each slot written before it is read, layers in order and complete, every dimension as
- * the config has it. MIMO_ERR_ENGINE names the operation. */
+/* Proves that a plan fits its config: known codes, each slot written before it is read, layers in order and complete,
+ * every dimension as the config has it. MIMO_ERR_ENGINE names the operation. */
 MIMO_MUST_CHECK mimo_status mimo_plan_check(const mimo_plan *plan, const mimo_config *config, mimo_error *err);
 
-/* The plan as text, one operation a line, runs of alike layers folded. Returns the length without the final 0, as snprintf does. */
+/* The plan as text, one operation a line; layers that are alike are shown once. Returns the length without the final 0,
+ * as snprintf does. */
 size_t mimo_plan_dump(char *text, size_t size, const mimo_plan *plan);
 
 #endif

@@ -46,11 +46,12 @@ static PyObject *mxfp4_encode(PyObject *self, PyObject *argument)
     } else if (!all_finite(data, (size_t)rows * (size_t)cols)) {
         PyErr_SetString(PyExc_ValueError, "values: expected finite numbers, found NaN or infinity");
     } else {
-        PyObject *codes = new_array(NPY_UINT8, rows, cols / 2), *scales = new_array(NPY_UINT8, rows, cols / MIMO_MX_BLOCK);
+        PyObject *codes = new_array(NPY_UINT8, rows, cols / 2),
+                 *scales = new_array(NPY_UINT8, rows, cols / MIMO_MX_BLOCK);
         if (codes != NULL && scales != NULL) {
             Py_BEGIN_ALLOW_THREADS
-            mimo_mxfp4_encode(PyArray_DATA((PyArrayObject *)codes), PyArray_DATA((PyArrayObject *)scales), data, (size_t)rows,
-                              (size_t)cols);
+            mimo_mxfp4_encode(PyArray_DATA((PyArrayObject *)codes), PyArray_DATA((PyArrayObject *)scales), data,
+                              (size_t)rows, (size_t)cols);
             Py_END_ALLOW_THREADS
             result = Py_BuildValue("OO", codes, scales);
         }
@@ -72,13 +73,15 @@ static PyObject *mxfp4_decode(PyObject *self, PyObject *arguments)
     PyObject *result = NULL;
     if (scales != NULL) {
         const npy_intp rows = PyArray_DIM(codes, 0), cols = 2 * PyArray_DIM(codes, 1);
-        if (cols % MIMO_MX_BLOCK != 0 || PyArray_DIM(scales, 0) != rows || PyArray_DIM(scales, 1) != cols / MIMO_MX_BLOCK)
-            PyErr_Format(PyExc_ValueError, "scales: expected shape (%zd, %zd) for %zd columns of codes, found (%zd, %zd)",
+        if (cols % MIMO_MX_BLOCK != 0 || PyArray_DIM(scales, 0) != rows ||
+            PyArray_DIM(scales, 1) != cols / MIMO_MX_BLOCK)
+            PyErr_Format(PyExc_ValueError,
+                         "scales: expected shape (%zd, %zd) for %zd columns of codes, found (%zd, %zd)",
                          (Py_ssize_t)rows, (Py_ssize_t)(cols / MIMO_MX_BLOCK), (Py_ssize_t)cols,
                          (Py_ssize_t)PyArray_DIM(scales, 0), (Py_ssize_t)PyArray_DIM(scales, 1));
         else if ((result = new_array(NPY_FLOAT32, rows, cols)) != NULL)
-            mimo_mxfp4_decode(PyArray_DATA((PyArrayObject *)result), PyArray_DATA(codes), PyArray_DATA(scales), (size_t)rows,
-                              (size_t)cols);
+            mimo_mxfp4_decode(PyArray_DATA((PyArrayObject *)result), PyArray_DATA(codes), PyArray_DATA(scales),
+                              (size_t)rows, (size_t)cols);
     }
     Py_XDECREF((PyObject *)codes);
     Py_XDECREF((PyObject *)scales);
@@ -87,7 +90,8 @@ static PyObject *mxfp4_decode(PyObject *self, PyObject *arguments)
 
 PyMethodDef mimo_codec_methods[] = {
     {"cpu_variants", cpu_variants, METH_NOARGS, "cpu_variants()\n--\n\nKernel variants and why one does not run here."},
-    {"mxfp4_encode", mxfp4_encode, METH_O, "mxfp4_encode(values, /)\n--\n\nfloat32 [rows, cols] to MXFP4 codes and scales."},
+    {"mxfp4_encode", mxfp4_encode, METH_O,
+     "mxfp4_encode(values, /)\n--\n\nfloat32 [rows, cols] to MXFP4 codes and scales."},
     {"mxfp4_decode", mxfp4_decode, METH_VARARGS,
      "mxfp4_decode(codes, scales, /)\n--\n\nMXFP4 codes and scales to float32 [rows, cols]."},
     {NULL, NULL, 0, NULL},

@@ -17,11 +17,13 @@
 /* import_array(), once per module object; -1 with an exception set. */
 int mimo_python_import_numpy(void);
 
-/* Sets the exception that err.code stands for and returns NULL. Classes of mimo_ultraspeed.errors are used where there is one. */
+/* Sets the exception that err.code stands for and returns NULL. Classes of mimo_ultraspeed.errors are used where there
+ * is one. */
 PyObject *mimo_python_raise(const mimo_error *err);
 
-/* obj as a C-contiguous, aligned array of `type` (NPY_*) with `rank` dimensions (a new reference), or NULL with a ValueError
- * or TypeError that starts with `name`. A copy is made only if needed. */
+/* obj as a C-contiguous, aligned array of `type` (NPY_*) with `rank` dimensions (a new reference), or NULL with a
+ * ValueError or TypeError that starts with `name`. Integers are made of integers only (an empty sequence passes). A
+ * copy is made only if needed. */
 PyArrayObject *mimo_python_array(PyObject *obj, int type, int rank, const char *name);
 
 #endif

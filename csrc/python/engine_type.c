@@ -20,32 +20,29 @@ typedef struct engine_object {
 /* Token ids as uint32 in memory of mimo_alloc; NULL with an exception. */
 static uint32_t *token_ids(PyObject *sequence, const char *name, size_t *count)
 {
-    const Py_ssize_t length = PyObject_Size(sequence);
-    if (length < 0)
+    PyArrayObject *array = mimo_python_array(sequence, NPY_INT64, 1, name);
+    if (array == NULL)
         return NULL;
-    /* An empty list has no dtype that converts to integers. */
-    PyArrayObject *array = length == 0 ? NULL : mimo_python_array(sequence, NPY_INT64, 1, name);
-    if (length > 0 && array == NULL)
-        return NULL;
-    *count = (size_t)length;
+    *count = (size_t)PyArray_DIM(array, 0);
     mimo_error err = {0};
     uint32_t *ids;
     if (mimo_alloc_array(&ids, *count, sizeof *ids, name, &err) != MIMO_OK) {
-        Py_XDECREF((PyObject *)array);
+        Py_DECREF((PyObject *)array);
         mimo_python_raise(&err);
         return NULL;
     }
-    const int64_t *data = array != NULL ? PyArray_DATA(array) : NULL;
+    const int64_t *data = PyArray_DATA(array);
     for (size_t i = 0; i < *count; i++) {
         if (data[i] < 0 || data[i] > UINT32_MAX) {
-            PyErr_Format(PyExc_ValueError, "%s: item %zu: expected an id of 0 or more, found %lld", name, i, (long long)data[i]);
+            PyErr_Format(PyExc_ValueError, "%s: item %zu: expected an id of 0 or more, found %lld", name, i,
+                         (long long)data[i]);
             mimo_free(ids);
             ids = NULL;
             break;
         }
         ids[i] = (uint32_t)data[i];
     }
-    Py_XDECREF((PyObject *)array);
+    Py_DECREF((PyObject *)array);
     return ids;
 }
 
@@ -116,8 +113,8 @@ static int engine_open(engine_object *self, PyObject *config_object, PyObject *t
         for (size_t i = 0; i < count; i++)
             paths[i] = PyBytes_AsString(PyTuple_GetItem(self->paths, (Py_ssize_t)i));
         Py_BEGIN_ALLOW_THREADS
-        status = mimo_engine_open(&self->engine, options, &config, self->tensors.tensor, self->tensors.count, paths, count,
-                                  &err);
+        status = mimo_engine_open(&self->engine, options, &config, self->tensors.tensor, self->tensors.count, paths,
+                                  count, &err);
         Py_END_ALLOW_THREADS
         mimo_free(paths);
     }
@@ -132,8 +129,8 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *config, *tensors, *files;
     const char *precision = "fast", *variant = NULL;
     unsigned int threads = 0, max_context = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIz:Engine", names, &config, &tensors, &files, &precision, &threads,
-                                     &max_context, &variant))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIz:Engine", names, &config, &tensors, &files, &precision,
+                                     &threads, &max_context, &variant))
         return NULL;
     if (strcmp(precision, "fast") != 0 && strcmp(precision, "exact") != 0)
         return PyErr_Format(PyExc_ValueError, "precision: expected 'fast' or 'exact', found '%s'", precision);
@@ -188,16 +185,17 @@ static PyObject *engine_load(engine_object *self, PyObject *args, PyObject *kwar
 
 static PyObject *engine_submit(engine_object *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"prompt", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-                            "seed", "stream", "logprobs", "eos", "queue_bytes", NULL};
+    static char *names[] = {"prompt", "max_new_tokens",     "temperature", "top_k",  "top_p",
+                            "min_p",  "repetition_penalty", "seed",        "stream", "logprobs",
+                            "eos",    "queue_bytes",        NULL};
     PyObject *prompt, *eos = NULL;
     Py_ssize_t max_new_tokens = -1, queue_bytes = 65536; /* required: parsing knows no required keyword */
     mimo_sampling s = {.top_p = 1.0f, .repetition_penalty = 1.0f};
     unsigned long long seed = 0;
     int logprobs = -1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$nfIfffKIiOn:submit", names, &prompt, &max_new_tokens, &s.temperature,
-                                     &s.top_k, &s.top_p, &s.min_p, &s.repetition_penalty, &seed, &s.stream, &logprobs, &eos,
-                                     &queue_bytes))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$nfIfffKIiOn:submit", names, &prompt, &max_new_tokens,
+                                     &s.temperature, &s.top_k, &s.top_p, &s.min_p, &s.repetition_penalty, &seed,
+                                     &s.stream, &logprobs, &eos, &queue_bytes))
         return NULL;
     if (max_new_tokens < 1 || queue_bytes < 0)
         return PyErr_Format(PyExc_ValueError, "%s: expected at least %d, found %zd",
@@ -331,8 +329,8 @@ static PyObject *engine_memory(engine_object *self, PyObject *unused)
 {
     (void)unused;
     const mimo_memory m = mimo_engine_memory(self->engine);
-    return Py_BuildValue("{sK sK sK sK sK sK sK}", "weights", m.weights, "embedding", m.embedding, "workspace", m.workspace,
-                         "kv_per_position", m.kv_per_position, "kv_fixed", m.kv_fixed, "total",
+    return Py_BuildValue("{sK sK sK sK sK sK sK}", "weights", m.weights, "embedding", m.embedding, "workspace",
+                         m.workspace, "kv_per_position", m.kv_per_position, "kv_fixed", m.kv_fixed, "total",
                          m.weights + m.embedding + m.workspace, "read_per_token", m.read_per_token);
 }
 
@@ -373,12 +371,14 @@ static PyMethodDef engine_methods[] = {
      "load($self, /, progress=None)\n--\n\nReads and packs the weights on all threads."},
     {"close", (PyCFunction)engine_close, METH_NOARGS, "close($self, /)\n--\n\nEnds every job and frees the weights."},
     {"submit", (PyCFunction)(void (*)(void))engine_submit, METH_VARARGS | METH_KEYWORDS,
-     "submit($self, /, prompt, *, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, "
+     "submit($self, /, prompt, *, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, "
+     "repetition_penalty=1.0, "
      "seed=0, stream=0, logprobs=-1, eos=(), queue_bytes=65536)\n--\n\nStarts decoding after a prompt."},
     {"logits", (PyCFunction)(void (*)(void))engine_logits, METH_VARARGS | METH_KEYWORDS,
      "logits($self, /, tokens, step=0)\n--\n\nfloat32 [T, V]: logits after each token."},
     {"hidden_states", (PyCFunction)(void (*)(void))engine_hidden_states, METH_VARARGS | METH_KEYWORDS,
-     "hidden_states($self, /, tokens, layers, step=0)\n--\n\nfloat32 [len(layers), T, H]: residual stream after layers."},
+     "hidden_states($self, /, tokens, layers, step=0)\n--\n\nfloat32 [len(layers), T, H]: residual stream after "
+     "layers."},
     {"plan", (PyCFunction)(void (*)(void))engine_plan, METH_VARARGS | METH_KEYWORDS,
      "plan($self, /, rows=1)\n--\n\nThe tape of a step, as text."},
     {"memory", (PyCFunction)engine_memory, METH_NOARGS, "memory($self, /)\n--\n\nBytes by use."},

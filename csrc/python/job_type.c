@@ -112,10 +112,10 @@ static PyObject *job_stats(job_object *self, PyObject *unused)
 {
     (void)unused;
     const mimo_job_stats s = mimo_job_read_stats(self->job);
-    return Py_BuildValue("{sK sK sK sK sd sd sd sd}", "prompt_tokens", s.prompt_tokens, "cached_tokens", s.cached_tokens,
-                         "completion_tokens", s.completion_tokens, "steps", s.steps, "queue_seconds", s.queue_seconds,
-                         "prefill_seconds", s.prefill_seconds, "decode_seconds", s.decode_seconds, "first_token_seconds",
-                         s.first_token_seconds);
+    return Py_BuildValue("{sK sK sK sK sd sd sd sd}", "prompt_tokens", s.prompt_tokens, "cached_tokens",
+                         s.cached_tokens, "completion_tokens", s.completion_tokens, "steps", s.steps, "queue_seconds",
+                         s.queue_seconds, "prefill_seconds", s.prefill_seconds, "decode_seconds", s.decode_seconds,
+                         "first_token_seconds", s.first_token_seconds);
 }
 
 static PyObject *job_done(job_object *self, void *unused)

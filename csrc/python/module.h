@@ -9,9 +9,15 @@ typedef struct mimo_module_state {
     PyTypeObject *engine_type, *job_type;
 } mimo_module_state;
 
-extern PyType_Spec mimo_engine_spec; /* engine_type.c */
-extern PyType_Spec mimo_job_spec;    /* job_type.c */
+extern PyType_Spec mimo_engine_spec;     /* engine_type.c */
+extern PyType_Spec mimo_job_spec;        /* job_type.c */
 extern PyMethodDef mimo_codec_methods[]; /* codec.c */
+
+/* Fills the state of a module whose m_size is sizeof(mimo_module_state), and the slots that go with it. */
+int mimo_python_add_types(PyObject *module);
+int mimo_python_state_traverse(PyObject *module, visitproc visit, void *arg);
+int mimo_python_state_clear(PyObject *module);
+void mimo_python_state_free(void *module);
 
 /* The Job object of `job` (now its owner), which keeps `engine` alive. */
 PyObject *mimo_python_job(PyTypeObject *type, PyObject *engine, mimo_job *job);

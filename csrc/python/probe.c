@@ -1,9 +1,11 @@
-/* mimo_ultraspeed._probe: internals by name, for the tests. The package never imports it. */
+/* mimo_ultraspeed._probe: internals by name, for the tests. The package never imports it. Its Engine is linked to its
+ * own allocator, so that tests can make allocations fail. */
 #include "python/probe.h"
+#include "python/module.h"
 
 static int probe_exec(PyObject *module)
 {
-    if (mimo_python_import_numpy() < 0)
+    if (mimo_python_import_numpy() < 0 || mimo_python_add_types(module) < 0)
         return -1;
     PyMethodDef *const rooms[] = {mimo_probe_base_methods, mimo_probe_format_methods, mimo_probe_kernel_methods,
                                   mimo_probe_sample_methods};
@@ -19,7 +21,11 @@ static struct PyModuleDef probe_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "mimo_ultraspeed._probe",
     .m_doc = "Internals of the core, by name, for the tests.",
+    .m_size = sizeof(mimo_module_state),
     .m_slots = probe_slots,
+    .m_traverse = mimo_python_state_traverse,
+    .m_clear = mimo_python_state_clear,
+    .m_free = mimo_python_state_free,
 };
 
 PyMODINIT_FUNC PyInit__probe(void);

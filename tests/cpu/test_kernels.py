@@ -11,20 +11,26 @@ from numpy.typing import NDArray
 from mimo_ultraspeed import _probe
 
 Array = NDArray[Any]
-VARIANTS = [name for name in _probe.kernel_variants() if name != "ref"]
+VARIANTS = [name for name, why in _probe.kernel_variants().items() if why is None]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 WIDTHS = (1, 2, 3, 4, 5, 8, 9, 17, 64)
 INTEGER = ("mxfp4", "q8")
 FLOAT = ("f32", "bf16", "fp8", "mxfp4")
 
 
-@pytest.fixture(params=["ref", *VARIANTS])
+@pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
     """Each variant that this CPU runs."""
-    why = _probe.kernel_variants()[request.param]
-    if why is not None:
-        pytest.skip(f"not run: {request.param}: {why}")
     return str(request.param)
+
+
+@pytest.mark.parametrize("name", list(_probe.kernel_variants()))
+def test_every_variant_is_tested(name: str) -> None:
+    """Says which variants the tests of this file could not run, and why."""
+    why = _probe.kernel_variants()[name]
+    if why is not None:
+        pytest.skip(f"not run: {name}: {why}")
+    assert name in VARIANTS
 
 
 def bits(array: Array) -> Array:
@@ -272,7 +278,7 @@ def test_extreme_weights_meet_extreme_activations(variant: str, packing: str) ->
 @pytest.mark.parametrize("kind", ("f32", "q8"))
 def test_mxfp4_scale_codes(variant: str, kind: str, scale: int) -> None:
     panel = Panel("mxfp4", 24, 64, scale=scale)
-    x = rows_of(6, 5, 64) * np.float32(2.0 ** min(60, 120 - scale))
+    x = rows_of(6, 5, 64) * np.float32(2.0 ** max(-100, min(60, 120 - scale)))
     x = inputs(kind, x)
     y = gemm(variant, panel, x, 5)
     want, size = exact_product(panel, kind, x)
@@ -302,7 +308,7 @@ def test_mxfp4_every_code(variant: str) -> None:
 def test_huge_activations(variant: str, packing: str) -> None:
     """Overflow to infinity and NaN, the same in every variant."""
     panel = Panel(packing, 17, 64)
-    x = rows_of(7, 5, 64) * np.float32(1e38)
+    x = rows_of(7, 5, 64) * np.float32(5e37)
     assert same(np.isnan(gemm(variant, panel, x, 5)), np.isnan(gemm("ref", panel, x, 5)))
     finite = np.where(np.isnan(gemm(variant, panel, x, 5)), 0, gemm(variant, panel, x, 5))
     assert same(finite, np.where(np.isnan(gemm("ref", panel, x, 5)), 0, gemm("ref", panel, x, 5)))
@@ -369,13 +375,14 @@ def test_swiglu(variant: str, n: int, in_place: bool) -> None:
 
 
 def test_swiglu_everywhere(variant: str) -> None:
-    """exp over its whole range, and beyond both ends of it."""
+    """exp over its whole range, and beyond both ends of it (where exp(-gate) stays at 2.4e38)."""
     edges = np.array([-3e38, -1e4, -88.5, -88.37, -87.34, -87.33, -87.32, -1e-30, -0.0, 0.0, 1e-30, 87.33, 87.34, 88.4, 1e4, 3e38])
     gate = np.concatenate([edges, np.linspace(-90, 90, 100_003)]).astype(np.float32)
     up = np.ones_like(gate)
     h = _probe.swiglu(variant, gate, up, False)
     wide = gate.astype(np.float64)
-    np.testing.assert_allclose(h, wide / (1 + np.exp(np.minimum(-wide, 700))), rtol=2e-6, atol=1e-35)
+    want = wide / (1 + np.exp(np.minimum(-wide, np.float32(88.37))))
+    assert (np.abs(h - want) <= 2e-6 * np.abs(want) + 1e-45).all()
     assert same(h, _probe.swiglu("ref", gate, up, False))
 
 
@@ -412,14 +419,14 @@ def test_attend(variant: str, heads: int, D: int, Dv: int, bf16: bool) -> None:
     scale = D**-0.5
     wide_k, wide_v = ((bf16_value(a) if bf16 else a).astype(np.float64) for a in (k, v))
     for begin, end in RANGES:
-        m, l, acc = _probe.attend(variant, q, grouped(k), v, begin, end, scale, 1)
+        m, total, acc = _probe.attend(variant, q, grouped(k), v, begin, end, scale, 1)
         scores = q.astype(np.float64) @ wide_k[begin:end].T * scale
         np.testing.assert_allclose(m, scores.max(axis=1), rtol=1e-5, atol=1e-5)
         p = np.exp(scores - m[:, None].astype(np.float64))
-        np.testing.assert_allclose(l, p.sum(axis=1), rtol=1e-4)
+        np.testing.assert_allclose(total, p.sum(axis=1), rtol=1e-4)
         np.testing.assert_allclose(acc, p @ wide_v[begin:end], rtol=1e-4, atol=1e-4 * (end - begin) ** 0.5)
         reference = _probe.attend("ref", q, grouped(k), v, begin, end, scale, 1)
-        assert all(same(a, b) for a, b in zip((m, l, acc), reference, strict=True)), (begin, end)
+        assert all(same(a, b) for a, b in zip((m, total, acc), reference, strict=True)), (begin, end)
 
 
 @pytest.mark.parametrize("bf16", (False, True), ids=("f32", "bf16"))
@@ -447,12 +454,12 @@ def test_attend_head_by_head(variant: str, bf16: bool) -> None:
 def test_attend_extreme_scores(variant: str) -> None:
     """One key far above the others takes all; equal keys share."""
     q, k, v = np.ones((1, 4), np.float32), np.zeros((16, 4), np.float32), np.arange(32, dtype=np.float32).reshape(16, 2)
-    m, l, acc = _probe.attend(variant, q, grouped(k), v, 0, 16, 1.0, 1)
-    assert (m[0], l[0]) == (0, 16) and np.array_equal(acc[0], v.sum(axis=0))
+    m, total, acc = _probe.attend(variant, q, grouped(k), v, 0, 16, 1.0, 1)
+    assert (m[0], total[0]) == (0, 16) and np.array_equal(acc[0], v.sum(axis=0))
     assert not np.signbit(m[0])
     k[11] = 1000
-    m, l, acc = _probe.attend(variant, q, grouped(k), v, 0, 16, 1.0, 1)
-    assert (m[0], l[0]) == (4000, 1) and np.array_equal(acc[0], v[11])
+    m, total, acc = _probe.attend(variant, q, grouped(k), v, 0, 16, 1.0, 1)
+    assert (m[0], total[0]) == (4000, 1) and np.array_equal(acc[0], v[11])
 
 
 def test_variants_are_listed_and_chosen() -> None:
@@ -468,5 +475,5 @@ def test_variants_are_listed_and_chosen() -> None:
         else:
             with pytest.raises(NotImplementedError, match=f'"{name}".*(lacks|not compiled in)'):
                 _probe.kernel_choose(name)
-    with pytest.raises(ValueError, match='"sse9".*known are ref, avx2, avx512, neon'):
+    with pytest.raises(ValueError, match=r'"sse9".*known are ref, avx2, avx512, neon'):
         _probe.kernel_choose("sse9")

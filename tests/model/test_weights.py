@@ -243,7 +243,7 @@ def edit(name: str, **changes: Any) -> Callable[[Builder], None]:
     def apply(b: Builder) -> None:
         at = next(i for i, tensor in enumerate(b.tensors) if tensor[0] == name)
         values = dict(zip(fields, b.tensors[at], strict=True))
-        b.tensors[at] = tuple((values | {k: v(values) if callable(v) else v for k, v in changes.items()}).values())  # type: ignore[assignment]
+        b.tensors[at] = tuple((values | {k: v(values) if callable(v) else v for k, v in changes.items()}).values())
 
     return apply
 

@@ -54,6 +54,7 @@ static ALWAYS_INLINE void body_mxfp4(const tile *c, size_t T, size_t O)
         }
         if (T == 1)
             prefetch_next(c, b * 128, 128, O);
+#pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++) {
             __m256i low[TILE_OCTETS], high[TILE_OCTETS];
             for (size_t o = 0; o < O; o++) {
@@ -103,6 +104,7 @@ static ALWAYS_INLINE void body_q8(const tile *c, size_t T, size_t O)
                 sum[o][t] = _mm256_setzero_si256();
         if (T == 1)
             prefetch_next(c, b * 256, 256, O);
+#pragma GCC unroll 8
         for (size_t g = 0; g < 8; g++) {
             __m256i w[TILE_OCTETS], magnitude[TILE_OCTETS];
             for (size_t o = 0; o < O; o++) {
@@ -134,11 +136,11 @@ static ALWAYS_INLINE void body_q8(const tile *c, size_t T, size_t O)
 void mimo_avx2_gemm_q8_mxfp4(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
                              const uint16_t *rows, size_t T)
 {
-    tile_run(body_mxfp4, 2, 1, y, ldy, w, octet, octets, x, rows, T);
+    tile_run(body_mxfp4, 2, 2, y, ldy, w, octet, octets, x, rows, T);
 }
 
 void mimo_avx2_gemm_q8_q8(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
                           const uint16_t *rows, size_t T)
 {
-    tile_run(body_q8, 2, 1, y, ldy, w, octet, octets, x, rows, T);
+    tile_run(body_q8, 2, 2, y, ldy, w, octet, octets, x, rows, T);
 }
