@@ -255,3 +255,18 @@ def test_the_real_model():
         8,
         192,
     )
+
+
+@pytest.mark.model
+def test_the_real_tokenizer():
+    from tokenizers import Tokenizer
+
+    try:
+        folder = ensure_default(progress=False)
+    except ConnectionError as error:
+        pytest.skip(f"not run: {error}")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    golden = json.loads((Path(__file__).parent / "golden" / "smollm2_tokens.json").read_text())
+    assert len(golden) > 100
+    for text, ids in golden:
+        assert tokenizer.encode(text, add_special_tokens=False).ids == ids, text

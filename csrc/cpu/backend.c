@@ -37,6 +37,12 @@ static mimo_status kv_reserve(mimo_backend *self, mimo_kv *kv, size_t positions,
     return mimo_kv_reserve(kv, positions, err);
 }
 
+static void kv_copy(mimo_backend *self, mimo_kv *to, const mimo_kv *from, size_t positions)
+{
+    (void)self;
+    mimo_kv_copy(to, from, positions);
+}
+
 /* Sliding layers have overwritten what lies a ring behind the last cached position; after the cut, the window behind
  * the next position must still be there. */
 static bool kv_can_cut(const mimo_backend *self, size_t cached, size_t kept)
@@ -90,6 +96,7 @@ mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config,
         .parallel = parallel,
         .kv_open = kv_open,
         .kv_reserve = kv_reserve,
+        .kv_copy = kv_copy,
         .kv_can_cut = kv_can_cut,
         .kv_close = kv_close,
         .close = cpu_close,

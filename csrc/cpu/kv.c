@@ -77,6 +77,15 @@ mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_error *err)
     return MIMO_OK;
 }
 
+void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions)
+{
+    const mimo_kv_layout *layout = from->layout;
+    for (size_t i = 0; i < mimo_min(mimo_ceil_div(positions, MIMO_KV_CHUNK), from->chunks); i++)
+        memcpy(to->chunk[i], from->chunk[i], layout->chunk_bytes[MIMO_FULL]);
+    if (layout->ring > 0)
+        memcpy(to->ring, from->ring, layout->ring / MIMO_KV_CHUNK * layout->chunk_bytes[MIMO_SLIDING]);
+}
+
 void mimo_kv_close(mimo_kv *kv)
 {
     if (kv == NULL)

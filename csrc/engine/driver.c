@@ -16,7 +16,7 @@ static bool anything_to_do(const mimo_engine *engine)
     for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++) {
         const mimo_job *job = engine->slot[i];
         free_slot |= job == NULL;
-        if (job != NULL && (has_room(job) || atomic_load(&job->cancel)))
+        if (job != NULL && ((has_room(job) && job->ahead == NULL) || atomic_load(&job->cancel)))
             return true;
     }
     return free_slot && engine->first_waiting != NULL;
@@ -31,31 +31,35 @@ static mimo_job *pop_waiting(mimo_engine *engine)
     return job;
 }
 
+static void end_in_slot(mimo_engine *engine, size_t i, mimo_finish finish, const mimo_error *error)
+{
+    mimo_job *job = engine->slot[i];
+    engine->slot[i] = NULL;
+    mimo_follow_forget(engine, job);
+    mimo_job_end(job, finish, error);
+}
+
 /* Fills free slots with waiting jobs, in the order of submission, and ends cancelled jobs. The mutex is held. */
 static void admit_and_end(mimo_engine *engine)
 {
     for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++) {
-        if (engine->slot[i] != NULL && atomic_load(&engine->slot[i]->cancel)) {
-            mimo_job_end(engine->slot[i], MIMO_FINISH_CANCELLED, NULL);
-            engine->slot[i] = NULL;
-        }
+        if (engine->slot[i] != NULL && atomic_load(&engine->slot[i]->cancel))
+            end_in_slot(engine, i, MIMO_FINISH_CANCELLED, NULL);
         while (engine->slot[i] == NULL && engine->first_waiting != NULL) {
             mimo_job *job = pop_waiting(engine);
             if (atomic_load(&job->cancel))
                 mimo_job_end(job, MIMO_FINISH_CANCELLED, NULL);
             else
-                engine->slot[i] = job;
+                mimo_follow_begin(engine, engine->slot[i] = job);
         }
     }
 }
 
 static void cancel_all(mimo_engine *engine)
 {
-    for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++) {
+    for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++)
         if (engine->slot[i] != NULL)
-            mimo_job_end(engine->slot[i], MIMO_FINISH_CANCELLED, NULL);
-        engine->slot[i] = NULL;
-    }
+            end_in_slot(engine, i, MIMO_FINISH_CANCELLED, NULL);
     while (engine->first_waiting != NULL)
         mimo_job_end(pop_waiting(engine), MIMO_FINISH_CANCELLED, NULL);
 }
@@ -94,7 +98,8 @@ static void build_step(mimo_engine *engine, mimo_step *step)
         for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++) {
             mimo_job *job = engine->slot[i];
             const bool is_prompt = job != NULL && job->known - job->computed > 1;
-            if (job != NULL && has_room(job) && is_prompt == prompts && job->computed < job->known)
+            if (job != NULL && job->ahead == NULL && has_room(job) && is_prompt == prompts &&
+                job->computed < job->known)
                 add_rows(engine, step, job, MIMO_STEP_ROWS - step->rows);
         }
 }
@@ -133,25 +138,18 @@ static mimo_finish deliver(mimo_engine *engine, size_t i)
     return job->known == job->limit ? MIMO_FINISH_LENGTH : MIMO_RUNNING;
 }
 
-static void free_slot_of(mimo_engine *engine, const mimo_job *job)
-{
-    for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++)
-        if (engine->slot[i] == job)
-            engine->slot[i] = NULL;
-}
-
 static void run_step(mimo_engine *engine, const mimo_step *step)
 {
     engine->backend->step(engine->backend, step);
+    mimo_follow_resolve(engine);
     if (step->outputs > 0)
         engine->backend->parallel(engine->backend, sample_output, engine, step->outputs);
     pthread_mutex_lock(&engine->mutex);
     for (size_t i = 0; i < step->outputs; i++) {
         const mimo_finish finish = deliver(engine, i);
-        if (finish == MIMO_RUNNING)
-            continue;
-        free_slot_of(engine, engine->output_job[i]);
-        mimo_job_end(engine->output_job[i], finish, &engine->choice_error[i]);
+        for (size_t slot = 0; finish != MIMO_RUNNING && slot < MIMO_SLOTS_JOBS; slot++)
+            if (engine->slot[slot] == engine->output_job[i])
+                end_in_slot(engine, slot, finish, &engine->choice_error[i]);
     }
     pthread_mutex_unlock(&engine->mutex);
 }
@@ -186,6 +184,7 @@ void *mimo_driver_main(void *argument)
         mimo_call *call = pop_call(engine);
         admit_and_end(engine);
         engine->running_call = call;
+        mimo_follow_resolve(engine); /* for a job that follows one that is far ahead already */
         mimo_step step;
         if (call == NULL)
             build_step(engine, &step);

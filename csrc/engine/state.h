@@ -42,8 +42,10 @@ struct mimo_job {
     uint32_t *tokens;       /* [limit] prompt, then answer */
     size_t known, computed; /* tokens known; tokens whose keys and values are cached */
     size_t limit;           /* prompt_count + max_new_tokens */
-    uint32_t *seen;         /* distinct ids so far; NULL without a repetition penalty */
-    uint64_t *seen_bits;    /* [V / 64] */
+    mimo_job *ahead;        /* a job that is computing the first `shared` tokens of this one, which waits for them */
+    size_t shared;
+    uint32_t *seen;      /* distinct ids so far; NULL without a repetition penalty */
+    uint64_t *seen_bits; /* [V / 64] */
     size_t seen_count;
     uint32_t steps;
     double started, prefilled;
@@ -107,11 +109,17 @@ void mimo_engine_run_call(mimo_engine *engine, mimo_call *call);
 void mimo_job_end(mimo_job *job, mimo_finish finish, const mimo_error *error);
 void mimo_job_push(mimo_job *job, const mimo_choice *choice); /* the mutex is held and the ring has room */
 
-/* idle.c: the mutex is held. */
+/* reuse.c; the mutex is held in the first three. */
 /* The idle cache that holds the longest beginning of tokens, cut back to it; *cached is its length, 0 with *kv NULL. */
 void mimo_idle_take(mimo_engine *engine, const uint32_t *tokens, size_t count, mimo_kv **kv, size_t *cached);
 /* Keeps kv and tokens (both now the engine's), dropping the cache that was used longest ago. */
 void mimo_idle_give(mimo_engine *engine, mimo_kv *kv, uint32_t *tokens, size_t count);
 void mimo_idle_drop_all(mimo_engine *engine);
+/* The driver's. Lets a job that was just admitted wait for one in a slot that computes the same beginning; */
+void mimo_follow_begin(mimo_engine *engine, mimo_job *job);
+/* copies what is there by now to those that wait for it; */
+void mimo_follow_resolve(mimo_engine *engine);
+/* lets nobody wait for a job that has ended. */
+void mimo_follow_forget(mimo_engine *engine, const mimo_job *ended);
 
 #endif

@@ -74,6 +74,8 @@ struct mimo_backend {
     mimo_status (*kv_open)(mimo_backend *self, mimo_kv **out, mimo_error *err);
     /* Room for `positions` positions; what is cached stays. */
     mimo_status (*kv_reserve)(mimo_backend *self, mimo_kv *kv, size_t positions, mimo_error *err);
+    /* The first `positions` positions of `from` into `to`, which has room for them; kv_can_cut allows it. */
+    void (*kv_copy)(mimo_backend *self, mimo_kv *to, const mimo_kv *from, size_t positions);
     /* Whether a cache that holds `cached` positions still serves a sequence cut back to `kept`. */
     bool (*kv_can_cut)(const mimo_backend *self, size_t cached, size_t kept);
     void (*kv_close)(mimo_backend *self, mimo_kv *kv);

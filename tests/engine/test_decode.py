@@ -347,3 +347,36 @@ def test_decoding_releases_the_gil(open_engine: Any) -> None:
     running = False
     thread.join()
     assert counted > 10
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_prompts_that_begin_alike_are_computed_once(open_engine: Any, precision: str) -> None:
+    engine = open_engine(precision)
+    common = tokens(300, seed=20)
+    prompts = [common] * 4 + [common[:200] + tokens(20, seed=21), common + tokens(150, seed=22)]
+    alone = []
+    for i, prompt in enumerate(prompts):
+        answer(engine, tokens(30, seed=100 + i), 1)  # other prompts push the idle caches out
+        alone.append(drain(engine.submit(prompt, max_new_tokens=10, temperature=1.0, stream=i)))
+    for i in range(5):
+        answer(engine, tokens(30, seed=200 + i), 1)
+    jobs = [engine.submit(prompt, max_new_tokens=10, temperature=1.0, stream=i) for i, prompt in enumerate(prompts)]
+    assert [drain(job) for job in jobs] == alone
+    shared = [job.stats()["cached_tokens"] for job in jobs]
+    assert shared[0] == 0
+    assert sum(count >= 128 for count in shared) >= 3, shared
+    ended = [engine.submit(tokens(400, seed=23), max_new_tokens=50, stream=i) for i in range(3)]
+    ended[0].cancel()
+    assert drain(ended[1]) == drain(ended[2])
+
+
+def test_following_a_job_that_nobody_reads(open_engine: Any) -> None:
+    engine = open_engine()
+    prompt = tokens(100, seed=24)
+    unread = engine.submit(prompt, max_new_tokens=100, queue_bytes=0)
+    assert unread.next() is not None
+    while unread.next(timeout=0.02) is None:
+        pass
+    follower = engine.submit(prompt, max_new_tokens=5)
+    assert len(drain(follower)) == 5
+    assert follower.stats()["cached_tokens"] == 99

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, RUF001 (strings of many scripts)
 """Makes smollm2_logits.npz and smollm2_tokens.json, from transformers and llama-cpp-python, for the embedded default model.
 
     python tests/golden/make_smollm2_goldens.py [--corpus FILE ...]

@@ -1,30 +1,51 @@
 /* The outer loops of every gemm: an area of octets x rows is cut into tiles small enough for registers, and a tile body
  * is called with constant sizes so that it unrolls. An octet's weights are read from memory by its first tile and from
- * cache by the others. */
+ * cache by the others; all of them share the work of asking memory for the octets to come. Include after the lanes. */
 #ifndef MIMO_CPU_LANES_TILE_H
 #define MIMO_CPU_LANES_TILE_H
 
+#include "base/size.h"
 #include "cpu/kernels.h"
 
-enum { TILE_ROWS = 4, TILE_OCTETS = 4 };
+/* How far ahead of its use data is asked for: enough for the latency of memory at a core's share of its bandwidth. */
+enum { TILE_ROWS = 4, TILE_OCTETS = 4, TILE_AHEAD_BYTES = 4096 };
 
 typedef struct tile {
     const mimo_act *x;
-    size_t row[TILE_ROWS]; /* of x */
-    float *y[TILE_ROWS];   /* where those rows' results begin */
-    const uint8_t *data;   /* of the first octet */
-    const uint8_t *scales;
+    size_t row[TILE_ROWS];          /* of x */
+    float *y[TILE_ROWS];            /* where those rows' results begin */
+    const uint8_t *data, *scales;   /* of the first octet */
     size_t data_bytes, scale_bytes; /* of one octet */
+    const uint8_t *fetch;           /* what this tile is to prefetch: */
+    size_t fetch_step;              /* bytes per block of 32 columns, a multiple of 64 */
+    const uint8_t *end;             /* of the data of this call; nothing beyond is prefetched */
 } tile;
 
 /* T rows (1..4) times O octets; both are constants once inlined. */
 typedef void tile_body(const tile *c, size_t T, size_t O);
 
+static ALWAYS_INLINE void fetch_lines(const uint8_t *from, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(from + i, 0, 3);
+}
+
+/* A body that wants its weights prefetched calls this once per block. */
+static ALWAYS_INLINE void tile_fetch(const tile *c, size_t block)
+{
+    const uint8_t *from = c->fetch + block * c->fetch_step;
+    if (from < c->end)
+        fetch_lines(from, c->fetch_step);
+}
+
 static ALWAYS_INLINE void tile_run_rows(tile_body *body, tile *c, float *y, size_t ldy, const uint16_t *rows, size_t T,
                                         size_t O)
 {
+    const size_t now = O * c->data_bytes, tiles = mimo_ceil_div(T, TILE_ROWS), blocks = mimo_ceil_div(c->x->K, 32);
+    c->fetch = c->data + mimo_max(now, TILE_AHEAD_BYTES);
+    c->fetch_step = mimo_round_up(mimo_ceil_div(now, tiles * blocks), 64);
     for (size_t t = 0; t < T; t += TILE_ROWS) {
-        const size_t n = T - t < TILE_ROWS ? T - t : TILE_ROWS;
+        const size_t n = mimo_min(T - t, TILE_ROWS);
         for (size_t i = 0; i < n; i++) {
             c->row[i] = rows != NULL ? rows[t + i] : t + i;
             c->y[i] = y + (t + i) * ldy;
@@ -37,6 +58,7 @@ static ALWAYS_INLINE void tile_run_rows(tile_body *body, tile *c, float *y, size
             body(c, 2, O);
         else
             body(c, 1, O);
+        c->fetch += blocks * c->fetch_step;
     }
 }
 
@@ -50,20 +72,17 @@ static ALWAYS_INLINE void tile_run(tile_body *body, size_t wide, size_t narrow, 
     c.scale_bytes = mimo_panel_octet_scale_bytes(w->packing, w->cols);
     c.data = w->data + octet * c.data_bytes;
     c.scales = w->scales + octet * c.scale_bytes;
-    size_t done = 0;
-    while (done < octets) {
-        size_t n = 1;
-        if (T == 1 && octets - done >= wide) {
-            n = wide;
-            c.row[0] = rows != NULL ? rows[0] : 0;
-            c.y[0] = y;
-            body(&c, 1, wide);
-        } else if (octets - done >= narrow) {
-            n = narrow;
-            tile_run_rows(body, &c, y, ldy, rows, T, narrow);
-        } else {
+    c.end = c.data + octets * c.data_bytes;
+    fetch_lines(c.data, mimo_min(TILE_AHEAD_BYTES, octets * c.data_bytes));
+    const size_t most = T == 1 ? wide : narrow;
+    for (size_t done = 0; done < octets;) {
+        const size_t n = octets - done >= most ? most : 1;
+        if (n == 1)
             tile_run_rows(body, &c, y, ldy, rows, T, 1);
-        }
+        else if (T == 1)
+            tile_run_rows(body, &c, y, ldy, rows, 1, wide);
+        else
+            tile_run_rows(body, &c, y, ldy, rows, T, narrow);
         done += n;
         y += 8 * n;
         c.data += n * c.data_bytes;

@@ -1,0 +1,25 @@
+/* What the integer gemms of AVX2 and AVX-512 share: unsigned operands, 32 of them in a register. Include after the
+ * lanes. */
+#ifndef MIMO_CPU_LANES_CODES_X86_H
+#define MIMO_CPU_LANES_CODES_X86_H
+
+typedef __m256i ints;
+
+static ALWAYS_INLINE ints ints_broadcast(const int8_t *q)
+{
+    int32_t four;
+    memcpy(&four, q, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/* Codes become 12 + twice their value: 0 .. 24. */
+static ALWAYS_INLINE void codes_load(const uint8_t *p, ints *low, ints *high)
+{
+    const __m256i table =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const __m256i nibble = _mm256_set1_epi8(15), codes = _mm256_loadu_si256((const __m256i *)p);
+    *low = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, nibble));
+    *high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble));
+}
+
+#endif

@@ -1,0 +1,69 @@
+/* sdot: signed bytes times signed bytes, four neighbours added to 32 bits: no offsets, nothing to take back. */
+#include "cpu/variants.h"
+
+#include "cpu/lanes/neon.h"
+
+typedef struct ints {
+    int8x16_t a, b; /* rows 0 .. 3 and 4 .. 7; a sum is four int32 in each */
+} ints;
+
+static ALWAYS_INLINE ints ints_broadcast(const int8_t *q)
+{
+    int32_t four;
+    memcpy(&four, q, sizeof four);
+    const int8x16_t all = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    return (ints){all, all};
+}
+
+/* Zero: the sums of q are not needed. */
+static ALWAYS_INLINE ints codes_start(int32_t s)
+{
+    (void)s;
+    return (ints){vdupq_n_s8(0), vdupq_n_s8(0)};
+}
+
+static ALWAYS_INLINE ints codes_add(ints sum, ints w, ints x)
+{
+    return (ints){vreinterpretq_s8_s32(vdotq_s32(vreinterpretq_s32_s8(sum.a), w.a, x.a)),
+                  vreinterpretq_s8_s32(vdotq_s32(vreinterpretq_s32_s8(sum.b), w.b, x.b))};
+}
+
+static ALWAYS_INLINE f8 codes_finish(ints sum)
+{
+    return (f8){vcvtq_f32_s32(vreinterpretq_s32_s8(sum.a)), vcvtq_f32_s32(vreinterpretq_s32_s8(sum.b))};
+}
+
+/* Codes become twice their value: -12 .. 12. */
+static ALWAYS_INLINE void codes_load(const uint8_t *p, ints *low, ints *high)
+{
+    static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    const int8x16_t table = vld1q_s8(doubled);
+    const uint8x16_t a = vld1q_u8(p), b = vld1q_u8(p + 16), nibble = vdupq_n_u8(15);
+    *low = (ints){vqtbl1q_s8(table, vandq_u8(a, nibble)), vqtbl1q_s8(table, vandq_u8(b, nibble))};
+    *high = (ints){vqtbl1q_s8(table, vshrq_n_u8(a, 4)), vqtbl1q_s8(table, vshrq_n_u8(b, 4))};
+}
+
+typedef ints bytes32;
+
+static ALWAYS_INLINE bytes32 bytes_load(const uint8_t *p)
+{
+    return (bytes32){vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))};
+}
+
+static ALWAYS_INLINE ints bytes_start(int32_t s)
+{
+    return codes_start(s);
+}
+
+static ALWAYS_INLINE ints bytes_add(ints sum, bytes32 w, ints x)
+{
+    return codes_add(sum, w, x);
+}
+
+static ALWAYS_INLINE f8 bytes_finish(ints sum)
+{
+    return codes_finish(sum);
+}
+
+#define MIMO_KERNEL(name) mimo_neon_##name
+#include "cpu/lanes/gemm_q8.h"

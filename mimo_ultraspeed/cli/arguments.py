@@ -1,0 +1,80 @@
+"""Arguments and habits that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..options import GenerationArguments
+
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+__all__ = ["add_model", "add_sampling", "dim", "load", "sampling"]
+
+DEFAULT_MODEL = "smollm2-135m"
+_SAMPLING = (
+    ("max_new_tokens", int, "N", "most tokens of an answer (default 2048, or the rest of the context)"),
+    ("temperature", float, "T", "0 is greedy (default: generation_config.json's, else greedy)"),
+    ("top_k", int, "K", "only the K most likely tokens"),
+    ("top_p", float, "P", "only the most likely tokens that together have probability P"),
+    ("min_p", float, "P", "only tokens at least P times as likely as the most likely one"),
+    ("repetition_penalty", float, "R", "above 1 discourages tokens that were there already"),
+    ("seed", int, "SEED", "repeats an answer (default: a fresh one, shown at the end)"),
+)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is run."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="MODEL", help=f"{DEFAULT_MODEL} (the default), a checkpoint's folder, or a hub id"
+    )
+    group.add_argument("--precision", choices=("fast", "exact"), default="fast", help="8-bit (default) or float32 activations")
+    group.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per available core)")
+    group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and answer (default: the model's limit)")
+    group.add_argument("--device", default="auto", help="auto (default) or cpu")
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen, and where an answer ends."""
+    group = parser.add_argument_group("answer")
+    for name, kind, metavar, text in _SAMPLING:
+        flags = [f"--{name.replace('_', '-')}", *(["--max-tokens"] if name == "max_new_tokens" else [])]
+        group.add_argument(*flags, dest=name, type=kind, metavar=metavar, help=text)
+    group.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer; may be given several times")
+    group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after an end token")
+    group.add_argument(
+        "--thinking", action=argparse.BooleanOptionalAction, default=None, help="let the model think first, if its template can"
+    )
+
+
+def sampling(args: argparse.Namespace) -> GenerationArguments:
+    """The options given on the command line."""
+    names = [name for name, *_ in _SAMPLING] + ["stop", "ignore_eos"]
+    options: dict[str, Any] = {name: getattr(args, name) for name in names} | {"enable_thinking": args.thinking}
+    return {name: value for name, value in options.items() if value is not None}  # type: ignore[return-value]
+
+
+def load(args: argparse.Namespace) -> Model:
+    """The model the arguments name."""
+    from ..model import Model
+
+    return Model.from_pretrained(
+        args.model,
+        device=args.device,
+        precision=args.precision,
+        threads=args.threads,
+        max_context=args.max_context,
+        revision=args.revision,
+    )
+
+
+def dim(text: str, stream: IO[str] | None = None) -> str:
+    """Grey on a terminal, unless NO_COLOR is set. stream: where it goes, stderr by default."""
+    is_terminal = (sys.stderr if stream is None else stream).isatty()
+    return f"\x1b[2m{text}\x1b[0m" if is_terminal and not os.environ.get("NO_COLOR") else text

@@ -1,0 +1,331 @@
+"""A model that answers."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._core import Engine
+from .batch import run_all
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .default_model import DEFAULT_MODELS, ensure_default, model_folder
+from .detokenize import TextStream
+from .display import bar, size, table
+from .errors import EngineError
+from .hardware import CUDA_OFF
+from .options import MAX_ANSWERS, GenerationArguments, GenerationDefaults, GenerationOptions
+from .prompts import Prompt, Prompts, check_ids, encode_prompt, split_prompts
+from .result import Result
+from .stream import Stream
+from .tokenizer import Tokenizer
+
+__all__ = ["Model", "open_checkpoint"]
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool | None = None, progress: bool = True
+) -> Checkpoint:
+    """Opens an embedded model by name (fetched and converted on first use), a folder, or a hub id. Reads no weights."""
+    if isinstance(source, str) and source in DEFAULT_MODELS:
+        if local_files_only and not model_folder(source).is_dir():
+            raise FileNotFoundError(
+                f"{model_folder(source)}: {source} has not been made yet, and local_files_only forbids fetching it"
+            )
+        return Checkpoint.open(ensure_default(source, progress=progress))
+    try:
+        return Checkpoint.open(source, revision=revision, local_files_only=local_files_only)
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(str(source), DEFAULT_MODELS, 1)
+        if not near or Path(source).expanduser().exists():
+            raise
+        raise FileNotFoundError(f"{error}; did you mean {near[0]!r}?") from None
+
+
+class Model:
+    """A loaded model. Open one with `Model.from_pretrained`.
+
+    Safe to use from several threads: answers asked for at the same time are decoded together, each as if it were alone. `close`, or
+    leaving its `with` block, frees the weights. A forked child must open its own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        """For `from_pretrained`: what describes the model, and an engine that has loaded it."""
+        self._checkpoint = checkpoint
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._defaults = GenerationDefaults.read(checkpoint.generation)
+        self._eos = tokenizer.eos_token_ids if tokenizer is not None else self._defaults.eos
+        self._pid = os.getpid()
+        self._closed = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        draft: str | os.PathLike[str] | bool | None = "auto",
+        precision: str = "fast",
+        threads: int | None = None,
+        max_context: int | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Opens and loads a model.
+
+        source: "smollm2-135m" (the embedded default, fetched and converted on first use), a checkpoint's folder, or a hub id
+          ("owner/name"). revision: branch, tag or commit of a hub id. local_files_only: True fetches nothing.
+        device: "auto" or "cpu". draft: "auto", None or False; no checkpoint's drafter is run yet, so `draft` is None.
+        precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
+        max_context: positions of prompt and answer together; None is the model's own limit.
+        progress: bars on stderr, or in the notebook.
+
+        Raises OSError for missing files, CheckpointError (a ValueError) for contradicting ones, MemoryError, NotImplementedError
+        for what this version does not run, ValueError for other arguments out of range.
+        """
+        _check_arguments(device, draft, precision, threads, max_context)
+        checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only, progress=progress)
+        has_tokenizer = (checkpoint.folder / "tokenizer.json").exists()
+        tokenizer = Tokenizer.from_folder(checkpoint.folder) if has_tokenizer else None
+        engine = Engine(*checkpoint.core_arguments(), precision=precision, threads=threads or 0, max_context=max_context or 0)
+        try:
+            model = cls(checkpoint, engine, tokenizer)
+            with bar(progress, desc="loading", unit="B", unit_scale=True, unit_divisor=1024) as shown:
+                engine.load(partial(_show_load, shown))
+        except BaseException:
+            engine.close()
+            raise
+        return model
+
+    # ---- what it is ----
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's dimensions."""
+        return self._checkpoint.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer. ValueError when it has none."""
+        if self._tokenizer is None:
+            raise ValueError(f"{self._checkpoint.folder}: this checkpoint has no tokenizer.json")
+        return self._tokenizer
+
+    @property
+    def draft(self) -> None:
+        """The drafter; None, as there is none."""
+        return None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The files it was loaded from."""
+        return self._checkpoint
+
+    @property
+    def generation_defaults(self) -> GenerationDefaults:
+        """What generation_config.json says, as far as it has an effect."""
+        return self._defaults
+
+    @property
+    def max_context(self) -> int:
+        """Positions of prompt and answer together."""
+        return self._engine.max_context
+
+    @property
+    def threads(self) -> int:
+        """Worker threads."""
+        return self._engine.threads
+
+    @property
+    def precision(self) -> str:
+        """ "fast" or "exact"."""
+        return self._engine.precision
+
+    @property
+    def backend(self) -> str:
+        """What runs it, as in `mimo_ultraspeed.backends()`: "cpu:avx2"."""
+        return f"cpu:{self._engine.variant}"
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by use: weights, embedding, workspace, their total; kv_per_position and kv_fixed per sequence; read_per_token."""
+        self._check_usable()
+        return self._engine.memory()
+
+    # ---- answers ----
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationArguments]) -> Stream:
+        """Starts one answer and returns its pieces as they are decoded.
+
+        prompt: text, a list of chat messages ({"role": ..., "content": ...}), or token ids (list, or integer array [T]). A text is
+          sent as one user message through the model's chat template, if it has one; with `raw=True` it is continued as it stands.
+        options: see `GenerationArguments`.
+
+        Raises TypeError for an unknown option, ValueError for a value out of range or a token id outside the vocabulary,
+        ContextOverflowError when the prompt leaves no room, EngineError after `close` or in a forked child.
+        """
+        self._check_usable()
+        if "n" in options:
+            raise TypeError("n: a stream is one answer; generate(..., n=...) gives several")
+        resolved = GenerationOptions.resolve(options, self._defaults, eos=self._eos)
+        prompts, many = split_prompts(prompt)
+        if many:
+            raise TypeError("prompt: a stream is one answer, found a list of prompts; generate takes several")
+        return self._start(*self._encode(prompts[0], resolved, "prompt"))
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, n: None = None, progress: bool = True, **options: Unpack[GenerationArguments]
+    ) -> Result: ...
+    @overload
+    def generate(
+        self, prompt: Prompt, *, n: int, progress: bool = True, **options: Unpack[GenerationArguments]
+    ) -> list[Result]: ...
+    @overload
+    def generate(
+        self, prompt: Prompts, *, n: None = None, progress: bool = True, **options: Unpack[GenerationArguments]
+    ) -> list[Result]: ...
+    @overload
+    def generate(
+        self, prompt: Prompts, *, n: int, progress: bool = True, **options: Unpack[GenerationArguments]
+    ) -> list[list[Result]]: ...
+
+    def generate(
+        self, prompt: Any, *, n: int | None = None, progress: bool = True, **options: Unpack[GenerationArguments]
+    ) -> Result | list[Result] | list[list[Result]]:
+        """Answers a prompt, or each of a list of prompts, and returns when all is said.
+
+        prompt: as in `stream`, or a list of such prompts. A list of messages is one chat and a list of integers is one prompt.
+        n: answers per prompt, 1 to 64, which differ in their noise only. With n, also n=1, each prompt gives a list of n results.
+        progress: a bar, for more than one answer.
+
+        Returns a Result for a prompt, results in order for a list; see n. All prompts are checked before the first is decoded.
+        Raises as `stream` does. An interrupt ends all answers and leaves the model usable.
+        """
+        self._check_usable()
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer)):
+            raise TypeError(f"n: expected an integer from 1 to {MAX_ANSWERS}, found {n!r}")
+        if n is not None and not 1 <= n <= MAX_ANSWERS:
+            raise ValueError(f"n: expected an integer from 1 to {MAX_ANSWERS}, found {n}")
+        answers = 1 if n is None else int(n)
+        resolved = GenerationOptions.resolve(options, self._defaults, eos=self._eos, n=answers)
+        prompts, many = split_prompts(prompt)
+        starts: list[Callable[[], Stream]] = []
+        for at, one in enumerate(prompts):
+            ids, fitted = self._encode(one, resolved.fresh() if at else resolved, f"prompt[{at}]" if many else "prompt")
+            starts += [partial(self._start, ids, fitted, index) for index in range(answers)]
+        with bar(progress and len(starts) > 1, total=len(starts), unit="answer") as shown:
+            results = run_all(starts, shown)
+        if n is None:
+            return results if many else results[0]
+        grouped = [results[at : at + answers] for at in range(0, len(results), answers)]
+        return grouped if many else grouped[0]
+
+    # ---- numbers ----
+
+    def logits(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """[T, V] float32: the logits after each of the T token ids, from position 0.
+
+        Raises ValueError for an id outside the vocabulary, ContextOverflowError for more than max_context of them.
+        """
+        self._check_usable()
+        return self._engine.logits(check_ids(token_ids, self.config.vocab_size))
+
+    def hidden_states(self, token_ids: Sequence[int] | NDArray[np.integer[Any]], layers: Sequence[int]) -> NDArray[np.float32]:
+        """[len(layers), T, H] float32: the residual stream after each listed layer, counted from 0, for T token ids."""
+        self._check_usable()
+        count = self.config.num_hidden_layers
+        for at, layer in enumerate(layers):
+            if not 0 <= layer < count:
+                raise ValueError(f"layers[{at}]: expected a layer from 0 to {count - 1}, found {layer}")
+        return self._engine.hidden_states(check_ids(token_ids, self.config.vocab_size), [int(layer) for layer in layers])
+
+    # ---- end ----
+
+    def close(self) -> None:
+        """Cancels every answer and frees the weights. Idempotent; what is called after it raises EngineError."""
+        self._closed = True
+        if os.getpid() == self._pid:
+            self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Model({', '.join(f'{name} {value}' for name, value in self._rows())})"
+
+    def _repr_html_(self) -> str:
+        stored = ((f"{row.dtype} in the files", row) for row in self._checkpoint.table())
+        by_format: dict[str, int] = {}
+        for name, row in stored:
+            by_format[name] = by_format.get(name, 0) + row.bytes
+        return table("Model", [*self._rows(), *((name, size(count)) for name, count in by_format.items())])
+
+    def _rows(self) -> list[tuple[str, object]]:
+        config = self.config
+        rows: list[tuple[str, object]] = [
+            ("checkpoint", self._checkpoint.folder.name),
+            ("layers", config.num_hidden_layers),
+            ("hidden", config.hidden_size),
+            ("experts", f"{config.num_experts_per_tok} of {config.n_routed_experts}"),
+            ("vocabulary", config.vocab_size),
+            ("context", self.max_context),
+            ("precision", self.precision),
+            ("backend", self.backend),
+            ("threads", self.threads),
+        ]
+        return [*rows, ("state", "closed") if self._closed else ("memory", size(self._engine.memory()["total"]))]
+
+    # ---- inside ----
+
+    def _encode(self, prompt: Any, options: GenerationOptions, where: str) -> tuple[list[int], GenerationOptions]:
+        ids = encode_prompt(prompt, self._tokenizer, options, self.config.vocab_size, where)
+        if self._tokenizer is None and options.stop:
+            raise ValueError("stop: needs the text of the answer, and this checkpoint has no tokenizer.json")
+        return ids, options.fit(len(ids), self.max_context)
+
+    def _start(self, ids: list[int], options: GenerationOptions, index: int = 0) -> Stream:
+        text = TextStream(self._tokenizer, options.stop) if self._tokenizer is not None else None
+        job = self._engine.submit(ids, stream=index, **options.to_core())
+        return Stream(job, ids, options, index=index, text=text)
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineError(f"this model belongs to process {self._pid}: a forked child cannot use it; open one after the fork")
+        if self._closed:
+            raise EngineError("this model is closed")
+
+
+def _show_load(shown: Any, done: int, total: int) -> None:
+    shown.total = total
+    shown.update(done - shown.n)
+
+
+def _check_arguments(device: str, draft: object, precision: str, threads: int | None, max_context: int | None) -> None:
+    if device.split(":")[0] == "cuda":
+        raise NotImplementedError(f"device {device!r}: CUDA is {CUDA_OFF}; device='cpu' runs everywhere")
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device: expected 'auto' or 'cpu', found {device!r}")
+    if draft not in ("auto", None, False):
+        raise NotImplementedError(
+            f"draft {draft!r}: running a drafter is not built into this version; draft=None decodes without one"
+        )
+    if precision not in ("fast", "exact"):
+        raise ValueError(f"precision: expected 'fast' or 'exact', found {precision!r}")
+    for name, value in (("threads", threads), ("max_context", max_context)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name}: expected an integer or None, found {value!r}")
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected 1 or more, or None, found {value}")
