@@ -62,9 +62,12 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        value: Any = version("mimo-ultraspeed")
+        try:
+            value: Any = version("mimo-ultraspeed")
+        except PackageNotFoundError:  # a source tree that is not installed
+            value = "0+unknown"
     elif name in _HOME:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     else:

@@ -70,6 +70,9 @@ class Engine:
     def memory(self) -> dict[str, int]:
         """Bytes by use: weights (packed), embedding, workspace, kv_per_position (full layers), kv_fixed (windows, per sequence),
         total (weights + embedding + workspace), and read_per_token: weight bytes a 1-row step reads."""
+    def profile(self, on: bool, /) -> dict[str, Any]:
+        """What was counted since the last call (steps, rows, total_ns, ops: name -> calls, busy_ns and wait_ns summed over workers,
+        wall_ns, bytes read, macs), all zero if nothing was; then counting starts afresh (True) or stops (False)."""
     @property
     def loaded(self) -> bool: ...
     @property

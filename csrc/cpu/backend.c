@@ -2,6 +2,7 @@
 
 #include "base/alloc.h"
 #include "cpu/cpu.h"
+#include "cpu/profile.h"
 
 typedef struct parallel_call {
     void (*fn)(void *context, size_t i, size_t worker);
@@ -65,6 +66,7 @@ static void cpu_close(mimo_backend *self)
     mimo_cpu_release_weights(cpu);
     mimo_free(cpu->panels);
     mimo_free(cpu->scratch);
+    mimo_free(cpu->profile);
     mimo_free(cpu->workspace);
     mimo_free(cpu);
 }
@@ -80,6 +82,7 @@ static mimo_status open_parts(mimo_cpu *cpu, const mimo_backend_options *options
     cpu->base.memory.kv_fixed = cpu->kv_layout.chunk_bytes[MIMO_SLIDING] * (cpu->kv_layout.ring / MIMO_KV_CHUNK);
     MIMO_TRY(mimo_cpu_plan_weights(cpu, err));
     MIMO_TRY(mimo_alloc_array(&cpu->scratch, cpu->threads, sizeof *cpu->scratch, "scratch of workers", err));
+    MIMO_TRY(mimo_alloc_array(&cpu->profile, cpu->threads, sizeof *cpu->profile, "profile counters", err));
     MIMO_TRY(mimo_cpu_open_workspace(cpu, err));
     return mimo_pool_open(&cpu->pool, cpu->threads, err);
 }
@@ -93,6 +96,8 @@ mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config,
         .name = "cpu",
         .load = mimo_cpu_load,
         .step = mimo_cpu_step,
+        .set_profile = mimo_cpu_set_profile,
+        .read_profile = mimo_cpu_read_profile,
         .parallel = parallel,
         .kv_open = kv_open,
         .kv_reserve = kv_reserve,

@@ -84,6 +84,9 @@ typedef struct mimo_cpu {
     mimo_scratch *scratch; /* [threads] */
     uint8_t *workspace;
 
+    bool profiling;
+    mimo_profile *profile; /* [threads] */
+
     const mimo_step *step;
 } mimo_cpu;
 

@@ -8,9 +8,10 @@
 
 #include "base/alloc.h"
 
-/* Spins before yielding: about 20 us, longer than a step's bookkeeping and shorter than a time slice. Yields before
- * sleeping: about 1 ms of a free core. A sleeper costs its waker a system call and some 50 us of delay. */
-enum { SPINS = 4000, YIELDS = 2000 };
+/* Spins before yielding: about 5 us, what workers of one operation differ by when each has a core. More would be burnt at every
+ * barrier when they share one. Yields before sleeping: about 1 ms of a free core, longer than what the driver does between
+ * steps; a sleeper costs its waker a system call and itself some 50 us. */
+enum { SPINS = 256, YIELDS = 2000 };
 
 struct mimo_pool {
     size_t threads;

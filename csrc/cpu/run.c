@@ -1,16 +1,21 @@
 /* The interpreter of the tape: every worker walks the same operations and meets the others after each. */
 #include "base/alloc.h"
 #include "cpu/cpu.h"
+#include "cpu/profile.h"
 
-typedef struct run_tail {
+typedef struct op_end {
     mimo_cpu *cpu;
     const mimo_op *op;
-} run_tail;
+} op_end;
 
-static void end_route(void *context)
+/* Run by the last worker that is done with an operation, before any goes on. */
+static void end_op(void *context)
 {
-    const run_tail *tail = context;
-    mimo_cpu_route_end(tail->cpu, tail->op);
+    const op_end *end = context;
+    if (end->op->code == MIMO_OP_ROUTE)
+        mimo_cpu_route_end(end->cpu, end->op);
+    if (end->cpu->profiling)
+        mimo_profile_count(end->cpu, end->op);
 }
 
 static void run_op(const mimo_task *task)
@@ -58,13 +63,17 @@ static void run_tape(void *context, mimo_worker *worker)
     for (uint32_t i = 0; i < cpu->plan.count; i++) {
         const mimo_op *op = &cpu->plan.op[i];
         const mimo_task task = {.cpu = cpu, .op = op, .worker = worker, .scratch = &cpu->scratch[worker->index]};
-        run_op(&task);
-        if (op->code == MIMO_OP_ROUTE) {
-            run_tail tail = {cpu, op};
-            mimo_pool_barrier(worker, end_route, &tail);
-        } else {
-            mimo_pool_barrier(worker, NULL, NULL);
+        op_end end = {cpu, op};
+        if (!cpu->profiling) {
+            run_op(&task);
+            mimo_pool_barrier(worker, end_op, &end);
+            continue;
         }
+        const uint64_t begin = mimo_profile_clock();
+        run_op(&task);
+        const uint64_t done = mimo_profile_clock();
+        mimo_pool_barrier(worker, end_op, &end);
+        mimo_profile_op(cpu, op, worker->index, begin, done, mimo_profile_clock());
     }
     mimo_alloc_freeze(false);
 }
@@ -74,5 +83,9 @@ void mimo_cpu_step(mimo_backend *self, const mimo_step *step)
     mimo_cpu *cpu = (mimo_cpu *)self;
     cpu->step = step;
     mimo_pool_run(cpu->pool, run_tape, cpu);
+    if (cpu->profiling) {
+        cpu->profile[0].steps++;
+        cpu->profile[0].rows += step->rows;
+    }
     cpu->step = NULL;
 }

@@ -55,7 +55,7 @@ bool mimo_engine_is_loaded(mimo_engine *engine);
 
 /* ---- calls: work done by the driver thread between steps, for one caller that waits ---- */
 
-typedef enum mimo_call_kind { MIMO_CALL_LOAD, MIMO_CALL_FORWARD } mimo_call_kind;
+typedef enum mimo_call_kind { MIMO_CALL_LOAD, MIMO_CALL_FORWARD, MIMO_CALL_PROFILE } mimo_call_kind;
 
 typedef struct mimo_call {
     mimo_call_kind kind;
@@ -68,6 +68,10 @@ typedef struct mimo_call {
     const uint32_t *taps; /* [tap_count] layers */
     size_t tap_count;
     float *hidden; /* [tap_count, count, H] */
+    /* MIMO_CALL_PROFILE: what was counted since the last such call (zeros if nothing was), then counting goes on or
+     * stops */
+    mimo_profile *profile;
+    bool profile_on;
 
     /* the engine's */
     atomic_uint_fast64_t progress; /* bytes loaded, or rows done */

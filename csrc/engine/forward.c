@@ -1,4 +1,4 @@
-/* Calls: loading, and a whole sequence through the model for its logits or hidden states. */
+/* Calls: loading, profiling, and a whole sequence through the model for its logits or hidden states. */
 #include "base/size.h"
 #include "engine/state.h"
 
@@ -63,11 +63,15 @@ static mimo_status load(mimo_engine *engine, mimo_call *call)
 void mimo_engine_run_call(mimo_engine *engine, mimo_call *call)
 {
     mimo_status status = MIMO_OK;
-    if (call->kind == MIMO_CALL_LOAD)
+    if (call->kind == MIMO_CALL_LOAD) {
         status = load(engine, call);
-    else if (engine->loaded)
+    } else if (call->kind == MIMO_CALL_PROFILE) {
+        engine->backend->read_profile(engine->backend, call->profile);
+        engine->backend->set_profile(engine->backend, call->profile_on);
+    } else if (engine->loaded) {
         status = forward(engine, call);
-    else
+    } else {
         status = MIMO_FAIL(&call->error, MIMO_ERR_ENGINE, "the engine's weights are not loaded");
+    }
     (void)status; /* its reader finds it in call->error */
 }

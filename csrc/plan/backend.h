@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "model/config.h"
 #include "model/weights.h"
+#include "plan/plan.h"
 
 /* One sequence's keys and values; a backend's own. */
 typedef struct mimo_kv mimo_kv;
@@ -48,6 +49,19 @@ typedef struct mimo_memory {
     uint64_t read_per_token;  /* weight bytes that a step of one row reads */
 } mimo_memory;
 
+/* Where the time of steps went, one entry an operation of plan/ops.def, summed over layers and steps. */
+typedef struct mimo_profile {
+    uint64_t steps, rows;
+    struct {
+        uint64_t calls;
+        uint64_t busy_ns, wait_ns; /* at work, and at the barrier after it; summed over workers */
+        uint64_t wall_ns;          /* of the caller's worker, barrier included */
+        uint64_t bytes;            /* of weights (experts: those in use) and of cached keys and values, read */
+        uint64_t macs;             /* multiply-adds */
+    } op[MIMO_OP_COUNT];
+    uint64_t total_ns; /* from the first operation of a step to the end of its last */
+} mimo_profile;
+
 typedef struct mimo_backend mimo_backend;
 
 /* Fills a fresh backend; config and weights must outlive it. Plans memory, starts the workers, loads nothing. */
@@ -68,6 +82,9 @@ struct mimo_backend {
 
     /* Runs one step; the caller's thread is one of the workers. Allocates nothing and cannot fail. */
     void (*step)(mimo_backend *self, const mimo_step *step);
+    /* Starts counting from zero (on), or stops; reads what was counted. Between steps. */
+    void (*set_profile)(mimo_backend *self, bool on);
+    void (*read_profile)(const mimo_backend *self, mimo_profile *out);
     /* fn(context, i, worker) for i < n, on all workers; worker < threads. */
     void (*parallel)(mimo_backend *self, void (*fn)(void *context, size_t i, size_t worker), void *context, size_t n);
 

@@ -334,6 +334,31 @@ static PyObject *engine_memory(engine_object *self, PyObject *unused)
                          m.weights + m.embedding + m.workspace, "read_per_token", m.read_per_token);
 }
 
+static PyObject *engine_profile(engine_object *self, PyObject *args)
+{
+    int on;
+    if (!PyArg_ParseTuple(args, "p:profile", &on))
+        return NULL;
+    mimo_profile p = {0};
+    mimo_call call = {.kind = MIMO_CALL_PROFILE, .profile = &p, .profile_on = on != 0};
+    if (finish_call(self, &call, NULL, 0) < 0)
+        return NULL;
+    PyObject *ops = PyDict_New();
+    for (size_t i = 0; ops != NULL && i < MIMO_OP_COUNT; i++) {
+        if (p.op[i].calls == 0)
+            continue;
+        PyObject *entry =
+            Py_BuildValue("{sK sK sK sK sK sK}", "calls", p.op[i].calls, "busy_ns", p.op[i].busy_ns, "wait_ns",
+                          p.op[i].wait_ns, "wall_ns", p.op[i].wall_ns, "bytes", p.op[i].bytes, "macs", p.op[i].macs);
+        if (entry == NULL || PyDict_SetItemString(ops, mimo_op_infos[i].name, entry) < 0)
+            Py_CLEAR(ops);
+        Py_XDECREF(entry);
+    }
+    return ops != NULL
+               ? Py_BuildValue("{sK sK sK sN}", "steps", p.steps, "rows", p.rows, "total_ns", p.total_ns, "ops", ops)
+               : NULL;
+}
+
 /* ---- properties ---- */
 
 static PyObject *get_loaded(engine_object *self, void *unused)
@@ -381,6 +406,8 @@ static PyMethodDef engine_methods[] = {
      "layers."},
     {"plan", (PyCFunction)(void (*)(void))engine_plan, METH_VARARGS | METH_KEYWORDS,
      "plan($self, /, rows=1)\n--\n\nThe tape of a step, as text."},
+    {"profile", (PyCFunction)engine_profile, METH_VARARGS,
+     "profile($self, on, /)\n--\n\nWhat was counted since the last call; then counting goes on or stops."},
     {"memory", (PyCFunction)engine_memory, METH_NOARGS, "memory($self, /)\n--\n\nBytes by use."},
     {NULL, NULL, 0, NULL},
 };

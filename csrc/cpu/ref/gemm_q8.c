@@ -22,7 +22,7 @@ static inline void gemm(block_dot *dot, block_scale *scale, float *y, size_t ldy
             for (size_t b = 0; b < blocks; b++) {
                 const size_t block = (octet + o / 8) * blocks + b;
                 const float d = scale(w, block, o % 8) * x->d[row * blocks + b];
-                acc = d * (float)dot(w, block, o % 8, x->q + row * x->K + b * 32) + acc;
+                acc = fmaf(d, (float)dot(w, block, o % 8, x->q + row * x->K + b * 32), acc);
             }
             y[t * ldy + o] = acc;
         }

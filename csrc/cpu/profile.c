@@ -1,0 +1,120 @@
+/* Counters of operations, kept only while somebody asks for them. */
+#include "cpu/profile.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "base/alloc.h"
+#include "base/size.h"
+
+uint64_t mimo_profile_clock(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t panel_bytes(const mimo_panel *p)
+{
+    return mimo_panel_octets(p) *
+           (mimo_panel_octet_bytes(p->packing, p->cols) + mimo_panel_octet_scale_bytes(p->packing, p->cols));
+}
+
+static uint64_t panel_macs(const mimo_panel *p)
+{
+    return (uint64_t)p->rows * p->cols;
+}
+
+static void count_attention(const mimo_cpu *cpu, const mimo_op *op, uint64_t *bytes, uint64_t *macs)
+{
+    const mimo_attention *a = mimo_layer_attention(cpu->config, op->layer);
+    const uint64_t width = a->head_dim + a->v_head_dim;
+    for (size_t t = 0; t < cpu->step->rows; t++) {
+        const uint64_t position = (uint64_t)cpu->step->position[t] + 1;
+        const uint64_t keys = a->window > 0 && a->window < position ? a->window : position;
+        *bytes += keys * width * a->kv_heads * cpu->kv_layout.element_bytes;
+        *macs += keys * width * a->heads;
+    }
+}
+
+/* What the operation reads and multiplies in this step. Called when it is done, before the next begins. */
+static void count_op(const mimo_cpu *cpu, const mimo_op *op, uint64_t *bytes, uint64_t *macs)
+{
+    const mimo_cpu_layer *layer = op->layer == MIMO_NO_LAYER ? NULL : &cpu->layer[op->layer];
+    const uint64_t T = cpu->step->rows, entries = T * cpu->config->top_k, actives = cpu->routes.actives;
+    const mimo_panel *panel = NULL;
+    switch ((mimo_op_code)op->code) {
+    case MIMO_OP_QKV:
+        panel = &layer->qkv;
+        break;
+    case MIMO_OP_OUT_PROJ:
+        panel = &layer->out;
+        break;
+    case MIMO_OP_ROUTE:
+        panel = &layer->router;
+        break;
+    case MIMO_OP_ATTENTION:
+        count_attention(cpu, op, bytes, macs);
+        return;
+    case MIMO_OP_EXPERT_UP:
+        *bytes += actives * 2 * panel_bytes(&layer->gate[0]);
+        *macs += entries * 2 * panel_macs(&layer->gate[0]);
+        return;
+    case MIMO_OP_EXPERT_DOWN:
+        *bytes += actives * panel_bytes(&layer->down[0]);
+        *macs += entries * panel_macs(&layer->down[0]);
+        return;
+    case MIMO_OP_DENSE_UP:
+        *bytes += 2 * panel_bytes(&layer->gate[0]);
+        *macs += T * 2 * panel_macs(&layer->gate[0]);
+        return;
+    case MIMO_OP_DENSE_DOWN:
+        panel = &layer->down[0];
+        break;
+    case MIMO_OP_HEAD:
+        *bytes += cpu->step->outputs > 0 ? panel_bytes(&cpu->head) : 0;
+        *macs += cpu->step->outputs * panel_macs(&cpu->head);
+        return;
+    case MIMO_OP_EMBED:
+    case MIMO_OP_COUNT:
+        return;
+    }
+    *bytes += panel_bytes(panel);
+    *macs += T * panel_macs(panel);
+}
+
+void mimo_profile_op(mimo_cpu *cpu, const mimo_op *op, size_t worker, uint64_t begin, uint64_t done, uint64_t end)
+{
+    mimo_profile *p = &cpu->profile[worker];
+    p->op[op->code].busy_ns += done - begin;
+    p->op[op->code].wait_ns += end - done;
+    if (worker != 0)
+        return;
+    p->op[op->code].calls++;
+    p->op[op->code].wall_ns += end - begin;
+    p->total_ns += end - begin;
+}
+
+void mimo_profile_count(mimo_cpu *cpu, const mimo_op *op)
+{
+    count_op(cpu, op, &cpu->profile[0].op[op->code].bytes, &cpu->profile[0].op[op->code].macs);
+}
+
+void mimo_cpu_set_profile(mimo_backend *self, bool on)
+{
+    mimo_cpu *cpu = (mimo_cpu *)self;
+    cpu->profiling = on;
+    if (on)
+        memset(cpu->profile, 0, cpu->threads * sizeof *cpu->profile);
+}
+
+void mimo_cpu_read_profile(const mimo_backend *self, mimo_profile *out)
+{
+    const mimo_cpu *cpu = (const mimo_cpu *)self;
+    *out = cpu->profile[0];
+    for (size_t i = 1; i < cpu->threads; i++)
+        for (size_t code = 0; code < MIMO_OP_COUNT; code++) {
+            out->op[code].busy_ns += cpu->profile[i].op[code].busy_ns;
+            out->op[code].wait_ns += cpu->profile[i].op[code].wait_ns;
+        }
+}
