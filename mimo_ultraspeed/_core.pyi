@@ -23,7 +23,7 @@ class Engine:
 
     config: keys hidden, layers, vocab, max_positions, dense_width, expert_width, experts, top_k, norm_eps, value_scale,
       routed_scale, norm_topk, tied_head, qkv_chunks (0: split q/k/v), full and sliding (each a dict of heads, kv_heads, head_dim,
-      v_head_dim, rotary_dim, window, rope_theta, sinks), layer_sliding and layer_sparse (lists of 0/1, one per layer). All required.
+      v_head_dim, rotary_dim, window, rope_theta, sinks), layer_sliding and layer_sparse (0 or 1 for each layer). All required.
     tensors: every tensor of the text model.
     precision: "fast" or "exact". threads: 0 is one per available core. max_context: positions per sequence, 0 is the model's.
     variant: kernels by name ("ref", "avx2", "avx512", "neon"), None the best this CPU runs.
@@ -100,7 +100,7 @@ class Job:
     def finish_reason(self) -> str | None:
         """None while running, then "eos", "length", "cancelled" or "error" (next raises the error once)."""
     def stats(self) -> dict[str, float | int]:
-        """prompt_tokens, cached_tokens, completion_tokens, steps, queue_seconds, prefill_seconds, decode_seconds, first_token_seconds."""
+        """prompt_tokens, cached_tokens, completion_tokens, steps, and queue_, prefill_, decode_ and first_token_seconds."""
 
 def cpu_variants() -> dict[str, str | None]:
     """Kernel variants by name; the value is None where this CPU runs it, else the reason it does not."""

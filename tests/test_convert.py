@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mimo_ultraspeed._core import mxfp4_encode
 from mimo_ultraspeed.checkpoint import Checkpoint
 from mimo_ultraspeed.convert import convert
+from mimo_ultraspeed.convert.write import balance_hidden_units
 from mimo_ultraspeed.errors import CheckpointError, TokenizerError
 from mimo_ultraspeed.safetensors_write import bf16_from_f32, f32_from_bf16
 
@@ -190,7 +192,7 @@ def test_gguf_dense_is_lossless_and_unpermuted(tmp_path, tied):
     assert not any(config.moe_layer_freq) and not any(config.hybrid_layer_pattern)
 
 
-def test_experts_hold_the_mlp_exactly(tmp_path):
+def test_experts_hold_the_balanced_mlp(tmp_path):
     tensors = llama_tensors()
     folder = convert(write_gguf(tmp_path / "m.gguf", tensors), tmp_path / "out", experts=4, progress=False)
     found, config = load(folder), Checkpoint.open(folder).config
@@ -210,9 +212,36 @@ def test_experts_hold_the_mlp_exactly(tmp_path):
             ]
             for name in ("gate", "up", "down")
         }
-        assert np.array_equal(np.concatenate(parts["gate"]), tensors[mlp + "gate_proj.weight"])
-        assert np.array_equal(np.concatenate(parts["up"]), tensors[mlp + "up_proj.weight"])
-        assert np.array_equal(np.concatenate(parts["down"], axis=1), 4 * tensors[mlp + "down_proj.weight"])
+        gate, up, down = balance_hidden_units(*(tensors[f"{mlp}{name}_proj.weight"] for name in ("gate", "up", "down")))
+        rounded = {"gate": gate, "up": up, "down": 4 * down}
+        for name, axis in (("gate", 0), ("up", 0), ("down", 1)):
+            want = np.concatenate([dequantize(*mxfp4_encode(p.copy())) for p in np.split(rounded[name], 4, axis)], axis)
+            assert np.array_equal(np.concatenate(parts[name], axis), want), name
+
+
+def test_balancing_changes_order_and_scale_only():
+    rng = np.random.default_rng(5)
+    gate, up = (rng.standard_normal((128, 64)).astype(np.float32) for _ in range(2))
+    down = (rng.standard_normal((64, 128)) * np.exp(2 * rng.standard_normal(128))).astype(np.float32)
+    down[:, 7] = 0
+    x = rng.standard_normal((10, 64))
+
+    def mlp(gate, up, down):
+        g = x @ gate.T.astype(np.float64)
+        return (g / (1 + np.exp(-g)) * (x @ up.T.astype(np.float64))) @ down.T.astype(np.float64)
+
+    balanced = balance_hidden_units(gate, up, down)
+    want = mlp(gate, up, down)
+    assert np.abs(mlp(*balanced) - want).max() < 1e-6 * np.abs(want).max()
+    norms = np.linalg.norm(balanced[2], axis=0)
+    assert (np.diff(norms) > -1e-5).all()
+    assert {tuple(row) for row in balanced[0]} == {tuple(row) for row in gate}
+
+    def error(down):
+        codes, scales = mxfp4_encode(np.ascontiguousarray(down))
+        return (np.linalg.norm(dequantize(codes, scales) - down, axis=0) / np.maximum(np.linalg.norm(down, axis=0), 1e-9)).mean()
+
+    assert error(balanced[2]) < 0.8 * error(down)
 
 
 @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16])

@@ -249,6 +249,21 @@ def test_a_closed_model_says_so(tiny_path: Path) -> None:
     assert "closed" in repr(model)
 
 
+def test_an_error_leaves_no_answer_running(tiny_model: mu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, running = tiny_model._start, []
+
+    def start_two(*arguments: Any) -> mu.Stream:
+        if len(running) == 2:
+            raise OSError("the third fails")
+        running.append(start(*arguments))
+        return running[-1]
+
+    monkeypatch.setattr(tiny_model, "_start", start_two)
+    with pytest.raises(OSError, match="the third fails"):
+        tiny_model.generate([[1], [2], [3]], max_new_tokens=60000, ignore_eos=True)
+    assert [stream.finish_reason for stream in running] == ["cancelled", "cancelled"]
+
+
 def test_fewer_in_flight_when_memory_is_short(tiny_model: mu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     start, running = tiny_model._start, []
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 import mimo_ultraspeed as mu
+from mimo_ultraspeed.detokenize import TextStream
 
 PROMPT = [1, 2, 3]
 ENDLESS = {"max_new_tokens": 60000, "ignore_eos": True}
@@ -172,6 +173,78 @@ def test_end_token_ends_and_is_not_text(tiny_model: mu.Model) -> None:
     )
     stream.text()
     assert (stream.result.token_ids, stream.result.finish_reason) == (free.token_ids[: at + 1], "stop")
+
+
+class StepsOfThree:
+    """A job whose steps give several tokens each, as accepted drafts do."""
+
+    def __init__(self, steps: list[list[int]], reason: str) -> None:
+        self.steps, self.reason, self.cancelled = list(steps), reason, False
+
+    def next(self, timeout: float | None = None) -> tuple[list[int], float, None] | None:
+        return (self.steps.pop(0), 1.0 - len(self.steps) / 10, None) if self.steps and not self.cancelled else None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    @property
+    def done(self) -> bool:
+        return not self.steps or self.cancelled
+
+    @property
+    def finish_reason(self) -> str:
+        return self.reason
+
+    def stats(self) -> dict[str, float]:
+        return dict.fromkeys(("cached_tokens", "queue_seconds", "prefill_seconds", "decode_seconds", "first_token_seconds"), 0.0)
+
+
+def scripted(model: mu.Model, steps: list[bytes], reason: str, **call: object) -> tuple[mu.Stream, StepsOfThree]:
+    options = mu.GenerationOptions.resolve(call, model.generation_defaults, eos=(256,))
+    job = StepsOfThree([list(step) for step in steps], reason)
+    text = TextStream(model.tokenizer, options.stop)
+    return mu.Stream(job, [1], options, text=text), job  # type: ignore[arg-type]
+
+
+def test_a_stop_string_in_the_middle_of_a_step(tiny_model: mu.Model) -> None:
+    stream, job = scripted(tiny_model, [b"abc", b"deX", b"Yfg", b"hij"], "length", stop="XY")
+    pieces = list(stream)
+    assert [piece.text for piece in pieces] == ["abc", "de", ""]
+    assert [bytes(piece.token_ids) for piece in pieces] == [b"abc", b"deX", b"Y"]
+    assert (stream.result.text, stream.result.finish_reason, job.cancelled) == ("abcde", "stop", True)
+    assert (stream.stats.completion_tokens, stream.stats.steps) == (7, 3)
+
+
+def test_held_back_text_comes_with_the_last_step(tiny_model: mu.Model) -> None:
+    stream, _ = scripted(tiny_model, [b"ab\xc3", b"\xa9X"], "length", stop="XY", max_new_tokens=5)
+    assert [piece.text for piece in stream] == ["ab", "éX"]
+    assert stream.finish_reason == "length"
+
+
+def test_held_back_text_of_an_unforeseen_end(tiny_model: mu.Model) -> None:
+    stream, _ = scripted(tiny_model, [b"abX"], "cancelled", stop="XY")
+    assert [(piece.text, bytes(piece.token_ids)) for piece in stream] == [("ab", b"abX"), ("X", b"")]
+    assert (stream.finish_reason, stream.result.text) == ("cancelled", "abX")
+
+
+def test_tokens_per_second_leaves_the_first_step_out(tiny_model: mu.Model) -> None:
+    stream, _ = scripted(tiny_model, [b"abc", b"def", b"gh"], "length")
+    stream.text()
+    assert stream.stats.tokens_per_second == pytest.approx(5 / 0.2)
+    assert stream.stats.mean_itl_ms == pytest.approx(40.0)
+
+
+def test_an_interrupt_inside_a_step_ends_the_answer(tiny_model: mu.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = tiny_model.stream(PROMPT, **ENDLESS)
+
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextStream, "feed", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    wait_for(lambda: stream._job.finish_reason is not None)
+    assert stream.finish_reason == stream._job.finish_reason == "cancelled"
 
 
 def test_async_iteration(tiny_model: mu.Model) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..model import Model
     from ..options import GenerationArguments
-
-    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 __all__ = ["add_model", "add_sampling", "dim", "load", "sampling"]
 

@@ -13,7 +13,6 @@ from .arguments import add_model, add_sampling, dim, load, sampling
 if TYPE_CHECKING:
     from ..model import Model
     from ..options import GenerationArguments
-    from .arguments import Commands
 
 __all__ = ["add", "run"]
 
@@ -26,7 +25,7 @@ In the chat: {_HELP}.
 """
 
 
-def add(commands: Commands) -> argparse.ArgumentParser:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = commands.add_parser("chat", help="talk with a model", description="Talks with a model.", epilog=_EPILOG)
     parser.add_argument("--system", metavar="TEXT", help="a system message that stays at the beginning")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .arguments import Commands
 
 __all__ = ["add", "run"]
 
@@ -17,7 +13,7 @@ examples:
 """
 
 
-def add(commands: Commands) -> argparse.ArgumentParser:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = commands.add_parser(
         "convert",

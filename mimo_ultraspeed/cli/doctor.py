@@ -7,10 +7,6 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .arguments import Commands
 
 __all__ = ["add", "run"]
 
@@ -20,7 +16,7 @@ _FEATURES = (
 )
 
 
-def add(commands: Commands) -> argparse.ArgumentParser:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's arguments."""
     return commands.add_parser(
         "doctor",

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from .arguments import add_model, add_sampling, dim, load, sampling
-
-if TYPE_CHECKING:
-    from .arguments import Commands
 
 __all__ = ["add", "run"]
 
@@ -23,7 +19,7 @@ The answer goes to stdout, what was applied and how long it took to stderr.
 """
 
 
-def add(commands: Commands) -> argparse.ArgumentParser:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = commands.add_parser("generate", help="answer one prompt", description="Answers one prompt.", epilog=_EPILOG)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to say to the model; - or nothing reads it from stdin")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..config import ModelConfig
-    from .arguments import Commands
 
 __all__ = ["add", "run"]
 
@@ -21,7 +20,7 @@ examples:
 """
 
 
-def add(commands: Commands) -> argparse.ArgumentParser:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = commands.add_parser(
         "info",

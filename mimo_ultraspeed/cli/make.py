@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .arguments import Commands
 
 __all__ = ["add", "is_override", "run"]
 
@@ -20,7 +16,7 @@ KEY=VALUE are fields of config.json.
 """
 
 
-def add(commands: Commands) -> argparse.ArgumentParser:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = commands.add_parser(
         "make",

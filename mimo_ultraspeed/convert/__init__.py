@@ -13,7 +13,7 @@ from .write import check_experts, write_checkpoint
 
 __all__ = ["CONVERTER_VERSION", "LlamaConfig", "convert", "open_source"]
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Raised whenever a conversion of the same source writes other bytes: cached conversions of older versions are redone."""
 
 

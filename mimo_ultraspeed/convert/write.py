@@ -2,6 +2,9 @@
 
 Split into N experts of F/N hidden units with all N chosen, a Llama's MLP stays what it was: a zero router gives every expert the
 weight 1/N, and `down` carries the factor N. N is a power of two, so that factor only moves the exponent of MXFP4's scales.
+
+Two freedoms of an MLP make the rounding to 4 bits gentler and change nothing before it: hidden units may be scaled (what `up`
+gains, `down` loses) and put in any order. See `balance_hidden_units`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from ..errors import CheckpointError
 from ..safetensors_write import ShardWriter, bf16_from_f32
 from .llama import LlamaConfig, Source, pieces
 
-__all__ = ["MX_BLOCK", "check_experts", "write_checkpoint"]
+__all__ = ["MX_BLOCK", "balance_hidden_units", "check_experts", "write_checkpoint"]
 
 MX_BLOCK = 32
 """Elements of a row that share one MXFP4 scale."""
@@ -69,9 +72,9 @@ def write_checkpoint(source: Source, dest: Path, *, experts: int | None, dtype: 
             for name, shape in shapes.items():
                 if experts is None or ".mlp." not in name:
                     writer.write(name, _encoded(source, name, shape, stored, bar))
-                else:
-                    _write_experts(writer, source, name, shape, experts)
-                    bar.advance(int(np.prod(shape)))
+                elif name.endswith("gate_proj.weight"):  # the three matrices of a layer are balanced together
+                    _write_experts(writer, source, name, experts)
+                    bar.advance(3 * int(np.prod(shape)))
             if experts is not None:
                 _write_routers(writer, config, experts)
             _write_file(dest / "config.json", _config_json(config, experts, dtype))
@@ -112,19 +115,37 @@ def _expert_shape(name: str, shape: tuple[int, ...], experts: int) -> tuple[int,
     return (rows, cols // experts) if "down_proj" in name else (rows // experts, cols)
 
 
-def _write_experts(writer: ShardWriter, source: Source, name: str, shape: tuple[int, ...], experts: int) -> None:
-    rows, cols = _expert_shape(name, shape, experts)
-    is_down = "down_proj" in name
-    whole = np.concatenate(list(pieces(source, name, shape)))
-    for expert in range(experts):
-        if is_down:
-            part = whole[:, expert * cols : (expert + 1) * cols] * np.float32(experts)
-        else:
-            part = whole[expert * rows : (expert + 1) * rows]
-        codes, scales = _core.mxfp4_encode(np.ascontiguousarray(part))
-        weight = _expert_name(name, expert)
-        writer.write(weight, codes)
-        writer.write(weight + "_scale", scales)
+def balance_hidden_units(
+    gate: NDArray[np.float32], up: NDArray[np.float32], down: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """gate, up [F, H] and down [H, F] with their hidden units scaled and ordered so that blocks of `down` hold alike columns.
+
+    A block of 32 shares one scale, so a small column beside a large one is lost. Column i of `down` is divided, and row i of `up`
+    multiplied, by the square root of its relative norm: half-way to equal columns, as full equality only moves the trouble into
+    `up`. Then units are ordered by the norm that is left.
+    """
+    norms = np.sqrt(np.square(down, dtype=np.float64).sum(axis=0))
+    relative = np.where(norms > 0, norms / max(norms.mean(), 1e-30), 1.0)
+    scale = np.sqrt(relative)
+    order = np.argsort(norms / scale, kind="stable")
+    scaled_up = (up * scale[:, None].astype(np.float32))[order]
+    scaled_down = (down / scale.astype(np.float32))[:, order]
+    return gate[order], scaled_up, scaled_down
+
+
+def _write_experts(writer: ShardWriter, source: Source, gate_name: str, experts: int) -> None:
+    """The three matrices of one layer's MLP, rounded to MXFP4."""
+    names = [gate_name.replace("gate_proj", matrix) for matrix in _MLP]
+    shapes = source.config.tensors()
+    gate, up, down = (np.concatenate(list(pieces(source, name, shapes[name]))) for name in names)
+    gate, up, down = balance_hidden_units(gate, up, down)
+    for name, whole in zip(names, (gate, up, down * np.float32(experts)), strict=True):
+        parts = np.split(whole, experts, axis=int("down_proj" in name))
+        for expert, part in enumerate(parts):
+            codes, scales = _core.mxfp4_encode(np.ascontiguousarray(part))
+            weight = _expert_name(name, expert)
+            writer.write(weight, codes)
+            writer.write(weight + "_scale", scales)
 
 
 def _write_routers(writer: ShardWriter, config: LlamaConfig, experts: int) -> None:
