@@ -44,7 +44,11 @@ def sanitize() -> bool:
 
 def common_flags() -> list[str]:
     flags = ["-std=c11", "-fPIC", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-    flags += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitize() else ["-O3", "-DNDEBUG"]
+    flags += (
+        ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        if sanitize()
+        else ["-O3", "-DNDEBUG"]
+    )
     flags += WARNINGS + (["-Werror"] if os.environ.get("MIMO_WERROR") == "1" else [])
     flags += [f"-DMIMO_HAVE_{folder.split('/')[1].upper()}=1" for folder in ISA_FLAGS]
     return [*flags, f"-I{CSRC}"]

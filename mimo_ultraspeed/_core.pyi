@@ -1,7 +1,7 @@
 """The C core: a checked model, its resident engine, and the decode loop."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 __all__ = ["Engine", "Job", "cpu_variants", "mxfp4_decode", "mxfp4_encode"]
 
 # (name, dtype as the safetensors header spells it, shape, file index, first byte, one past the last byte), absolute in the file
-Tensor = tuple[str, str, tuple[int, ...], int, int, int]
+_Tensor = tuple[str, str, tuple[int, ...], int, int, int]
 
 # One engine step of one job:
 # (token ids, seconds since the job was submitted, [(logprob, [(token, logprob), ...])] per token or None)
-Event = tuple[list[int], float, list[tuple[float, list[tuple[int, float]]]] | None]
+_Event = tuple[list[int], float, list[tuple[float, list[tuple[int, float]]]] | None]
 
 @final
 class Engine:
@@ -29,17 +29,17 @@ class Engine:
     variant: kernels by name ("ref", "avx2", "avx512", "neon"), None the best this CPU runs.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         config: Mapping[str, Any],
-        tensors: Sequence[Tensor],
+        tensors: Sequence[_Tensor],
         files: Sequence[str],
         *,
         precision: str = "fast",
         threads: int = 0,
         max_context: int = 0,
         variant: str | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def load(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Reads and packs the weights on all threads; progress(done_bytes, total_bytes) is called about ten times a second."""
     def close(self) -> None:
@@ -88,7 +88,7 @@ class Engine:
 class Job:
     """One answer being decoded. Made by Engine.submit."""
 
-    def next(self, timeout: float | None = None) -> Event | None:
+    def next(self, timeout: float | None = None) -> _Event | None:
         """The next step's tokens, in order; waits for it without the GIL. None when the answer is complete (see
         finish_reason) or, with a timeout, when nothing came in time (see done). Several steps that are waiting come one by one."""
     def cancel(self) -> None:
@@ -105,11 +105,11 @@ class Job:
 def cpu_variants() -> dict[str, str | None]:
     """Kernel variants by name; the value is None where this CPU runs it, else the reason it does not."""
 
-def mxfp4_encode(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def mxfp4_encode(values: NDArray[np.float32], /) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """[rows, cols] float32 -> codes [rows, cols/2] (element 2j in the low nibble) and E8M0 scales [rows, cols/32].
 
     Each block of 32 gets the power-of-two scale with the least squared error. cols must be a multiple of 32, values finite.
     """
 
-def mxfp4_decode(codes: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
+def mxfp4_decode(codes: NDArray[np.uint8], scales: NDArray[np.uint8], /) -> NDArray[np.float32]:
     """The inverse of mxfp4_encode: [rows, cols] float32."""

@@ -15,7 +15,7 @@ from .options import GenerationOptions
 from .result import Result, Stats, TokenLogprob
 
 if TYPE_CHECKING:
-    from ._core import Event, Job
+    from ._core import Job, _Event
     from .detokenize import TextStream
 
 __all__ = ["Piece", "Stream"]
@@ -224,7 +224,7 @@ class Stream:
         self._parts.append(held)
         return Piece(held, [], 0, 0, None, self._last)
 
-    def _piece(self, event: Event) -> Piece:
+    def _piece(self, event: _Event) -> Piece:
         ids, t, core_logprobs = event
         at_eos = ids[-1] in self._options.eos
         at_limit = len(self._ids) + len(ids) >= self._options.max_new_tokens

@@ -21,7 +21,9 @@ MAY_INCLUDE = {
     "python": {"base", "format", "model", "plan", "cpu", "engine"},
 }
 SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".c", ".h", ".def"))
-BANNED = re.compile(r"(?<![\w.>])(malloc|calloc|realloc|free|exit|abort|printf|fprintf|puts|strcpy|strcat|sprintf|alloca|getenv)\s*\(")
+BANNED = re.compile(
+    r"(?<![\w.>])(malloc|calloc|realloc|free|exit|abort|printf|fprintf|puts|strcpy|strcat|sprintf|alloca|getenv)\s*\("
+)
 
 
 def room(path: Path) -> str:

@@ -83,7 +83,8 @@ static void plan_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matr
 
 static void place_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
 {
-    (void)matrix, (void)use;
+    (void)matrix;
+    (void)use;
     size_t *at = context;
     const size_t octets = mimo_panel_octets(panel);
     panel->data = cpu->slab + *at;
@@ -143,7 +144,8 @@ typedef struct loader {
 
 static void collect_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
 {
-    (void)cpu, (void)use;
+    (void)cpu;
+    (void)use;
     loader *l = context;
     l->item[l->items] = (item){panel, matrix};
     l->first[l->items++] = l->units;
@@ -152,7 +154,9 @@ static void collect_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *m
 
 static void count_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
 {
-    (void)cpu, (void)panel, (void)use;
+    (void)cpu;
+    (void)panel;
+    (void)use;
     loader *l = context;
     l->items++;
     l->scratch_bytes = mimo_max(l->scratch_bytes, mimo_pack_scratch_bytes(matrix, unit_octets(matrix)));

@@ -1,7 +1,8 @@
 /* exp as every variant computes it, so that all of them give the same bits.
  *
- * x <= -87.33 gives 0, x >= 88.37 gives the value at 88.37. n = round-to-nearest-even(x * log2(e)); r = x - n*ln2 in two steps (fma);
- * exp(r) by the polynomial below (Horner, fma); the result is scaled by 2^n through the exponent bits. Relative error < 2e-7. */
+ * x <= -87.33 gives 0, x >= 88.37 gives the value at 88.37. n = round-to-nearest-even(x * log2(e)); r = x - n*ln2 in
+ * two steps (fma); exp(r) by the polynomial below (Horner, fma); the result is scaled by 2^n through the exponent bits.
+ * Relative error < 2e-7. */
 #ifndef MIMO_CPU_MATH_H
 #define MIMO_CPU_MATH_H
 
@@ -12,7 +13,7 @@
 #define MIMO_EXP_LOW (-87.33f)
 #define MIMO_EXP_HIGH 88.37f
 #define MIMO_EXP_LOG2E 1.44269504f
-#define MIMO_EXP_LN2_HIGH 0.693145752f     /* 0x1.62e4p-1: the product with |n| <= 128 is exact */
+#define MIMO_EXP_LN2_HIGH 0.693145752f /* 0x1.62e4p-1: the product with |n| <= 128 is exact */
 #define MIMO_EXP_LN2_LOW 1.42860677e-06f
 /* exp(r) = 1 + r + r^2 * p(r) on |r| <= ln2/2; Taylor terms to r^7 leave less than half an ulp. */
 #define MIMO_EXP_C2 0.5f

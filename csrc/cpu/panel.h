@@ -1,15 +1,13 @@
 /* Weights as the CPU kernels read them: rows interleaved by eight.
  *
- * A panel holds a matrix [rows, cols]; octet o is rows 8o .. 8o+7 (missing rows are zeros, with scale 0, or 1 in MXFP4). Lane r of a vector is row 8o+r, so a
- * kernel never adds across lanes and a row's sum has one order, whatever the number of activation rows.
- *   F32    data[octet][k][r]           float
- *   BF16   data[octet][k][r]           uint16
- *   FP8    data[octet][k][r]           E4M3 byte;   scales[octet][ceil(cols/128)][r] float (multiplies)
- *   MXFP4  data[octet][block][i][r][b] byte, i = 0..3, b = 0..3: low nibble = E2M1 code of k = 32*block + 8i + b,
- *                                      high nibble = k = 32*block + 8i + 4 + b;   scales[octet][block][r] E8M0 byte
- *   Q8     data[octet][block][g][r][b] int8 in -127..127, g = 0..7, b = 0..3: k = 32*block + 4g + b;
- *                                      scales[octet][block][r] BF16 (uint16)
- * MXFP4 and Q8 need cols % 32 == 0. data and scales are 64-byte aligned.
+ * A panel holds a matrix [rows, cols]; octet o is rows 8o .. 8o+7 (missing rows are zeros, with scale 0, or 1 in
+ * MXFP4). Lane r of a vector is row 8o+r, so a kernel never adds across lanes and a row's sum has one order, whatever
+ * the number of activation rows. F32    data[octet][k][r]           float BF16   data[octet][k][r]           uint16 FP8
+ * data[octet][k][r]           E4M3 byte;   scales[octet][ceil(cols/128)][r] float (multiplies) MXFP4
+ * data[octet][block][i][r][b] byte, i = 0..3, b = 0..3: low nibble = E2M1 code of k = 32*block + 8i + b, high nibble =
+ * k = 32*block + 8i + 4 + b;   scales[octet][block][r] E8M0 byte Q8     data[octet][block][g][r][b] int8 in -127..127,
+ * g = 0..7, b = 0..3: k = 32*block + 4g + b; scales[octet][block][r] BF16 (uint16) MXFP4 and Q8 need cols % 32 == 0.
+ * data and scales are 64-byte aligned.
  *
  * Q8 of a block: d = amax/127 rounded up to BF16 (0 for a block of zeros), q = round-to-nearest-even(x / d). */
 #ifndef MIMO_CPU_PANEL_H
@@ -48,17 +46,17 @@ static inline size_t mimo_panel_octets(const mimo_panel *p)
 size_t mimo_panel_octet_bytes(mimo_packing packing, uint32_t cols);
 size_t mimo_panel_octet_scale_bytes(mimo_packing packing, uint32_t cols);
 
-/* The packing of a stored format: exact keeps the stored values; fast turns BF16 and FP8 into Q8 where cols % 32 == 0. F32
- * stays F32 in both. */
+/* The packing of a stored format: exact keeps the stored values; fast turns BF16 and FP8 into Q8 where cols % 32 == 0.
+ * F32 stays F32 in both. */
 mimo_packing mimo_packing_choose(mimo_format format, uint32_t cols, int fast);
 
 /* Bytes of scratch one caller of mimo_panel_pack needs for `octets` octets of a matrix with `cols` columns. */
 size_t mimo_pack_scratch_bytes(const mimo_matrix *from, size_t octets);
 
 /* Reads octets [octet, octet + octets) of `from` and writes them to the same octets of `to`. files are indexed as the
- * segments' file numbers. A NaN or infinite scale, or weight, is MIMO_ERR_FORMAT naming the tensor and the row. MXFP4 scale
- * codes 253 and 254 count as infinite, and so do FP8 scales above FLT_MAX/448. A format that the packing of `to` does not take
- * is MIMO_ERR_UNSUPPORTED. Any thread, with its own scratch (64-byte aligned); allocates nothing. */
+ * segments' file numbers. A NaN or infinite scale, or weight, is MIMO_ERR_FORMAT naming the tensor and the row. MXFP4
+ * scale codes 253 and 254 count as infinite, and so do FP8 scales above FLT_MAX/448. A format that the packing of `to`
+ * does not take is MIMO_ERR_UNSUPPORTED. Any thread, with its own scratch (64-byte aligned); allocates nothing. */
 MIMO_MUST_CHECK mimo_status mimo_panel_pack(const mimo_panel *to, const mimo_matrix *from, size_t octet, size_t octets,
                                             const mimo_file *files, void *scratch, mimo_error *err);
 

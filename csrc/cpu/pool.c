@@ -8,9 +8,9 @@
 
 #include "base/alloc.h"
 
-/* Spins before yielding: about 5 us, what workers of one operation differ by when each has a core. More would be burnt at every
- * barrier when they share one. Yields before sleeping: about 1 ms of a free core, longer than what the driver does between
- * steps; a sleeper costs its waker a system call and itself some 50 us. */
+/* Spins before yielding: about 5 us, what workers of one operation differ by when each has a core. More would be burnt
+ * at every barrier when they share one. Yields before sleeping: about 1 ms of a free core, longer than what the driver
+ * does between steps; a sleeper costs its waker a system call and itself some 50 us. */
 enum { SPINS = 256, YIELDS = 2000 };
 
 struct mimo_pool {

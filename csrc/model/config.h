@@ -16,28 +16,28 @@ enum { MIMO_MAX_LAYERS = 512, MIMO_MAX_TOP_K = 64 };
 enum { MIMO_FULL = 0, MIMO_SLIDING = 1 }; /* index of mimo_config.attention, value of mimo_config.sliding */
 
 typedef struct mimo_attention {
-    uint32_t heads;       /* N */
-    uint32_t kv_heads;    /* G; N % G == 0 */
-    uint32_t head_dim;    /* D */
-    uint32_t v_head_dim;  /* Dv */
-    uint32_t rotary_dim;  /* first dims of q and k that turn; even, <= D */
-    uint32_t window;      /* key j is visible from query i iff 0 <= i - j < window; 0: no window */
+    uint32_t heads;      /* N */
+    uint32_t kv_heads;   /* G; N % G == 0 */
+    uint32_t head_dim;   /* D */
+    uint32_t v_head_dim; /* Dv */
+    uint32_t rotary_dim; /* first dims of q and k that turn; even, <= D */
+    uint32_t window;     /* key j is visible from query i iff 0 <= i - j < window; 0: no window */
     float rope_theta;
-    uint32_t sinks;       /* 1: one learned logit per query head in the softmax denominator */
+    uint32_t sinks; /* 1: one learned logit per query head in the softmax denominator */
 } mimo_attention;
 
 typedef struct mimo_config {
     uint32_t hidden, layers, vocab, max_positions;
-    uint32_t dense_width;               /* F of dense layers (intermediate_size) */
-    uint32_t expert_width;              /* F of each expert (moe_intermediate_size) */
-    uint32_t experts, top_k;            /* E, K; 0 in a model without MoE layers */
+    uint32_t dense_width;    /* F of dense layers (intermediate_size) */
+    uint32_t expert_width;   /* F of each expert (moe_intermediate_size) */
+    uint32_t experts, top_k; /* E, K; 0 in a model without MoE layers */
     float norm_eps, value_scale, routed_scale;
-    uint32_t norm_topk;                 /* 1: chosen weights are divided by their sum */
-    uint32_t tied_head;                 /* 1: lm_head is embed_tokens */
-    uint32_t qkv_chunks;                /* 0: split q/k/v tensors; else fused qkv_proj made of this many [Q|K|V] chunks */
-    mimo_attention attention[2];        /* [MIMO_FULL], [MIMO_SLIDING] */
-    uint8_t sliding[MIMO_MAX_LAYERS];   /* per layer: MIMO_FULL or MIMO_SLIDING */
-    uint8_t sparse[MIMO_MAX_LAYERS];    /* per layer: 1 MoE, 0 dense MLP */
+    uint32_t norm_topk;               /* 1: chosen weights are divided by their sum */
+    uint32_t tied_head;               /* 1: lm_head is embed_tokens */
+    uint32_t qkv_chunks;              /* 0: split q/k/v tensors; else fused qkv_proj made of this many [Q|K|V] chunks */
+    mimo_attention attention[2];      /* [MIMO_FULL], [MIMO_SLIDING] */
+    uint8_t sliding[MIMO_MAX_LAYERS]; /* per layer: MIMO_FULL or MIMO_SLIDING */
+    uint8_t sparse[MIMO_MAX_LAYERS];  /* per layer: 1 MoE, 0 dense MLP */
 } mimo_config;
 
 /* Every rule above and the products that must fit; MIMO_ERR_VALUE names the field, the rule and the value found. */

@@ -1,9 +1,9 @@
 /* Which tensor of a checkpoint is which weight: names, shapes and dtypes, checked against the config and the files.
  *
- * The caller lists every text-model tensor it found (Python parsed the safetensors headers). mimo_weights_bind matches the
- * list against the table of this room (weights.def) and describes each logical matrix as segments of file bytes, so that
- * the packer of a backend can read it without knowing any checkpoint layout. Layouts of fused and split qkv and of the FP8
- * scale grids: weights.def. Nothing is read from the files here. */
+ * The caller lists every text-model tensor it found (Python parsed the safetensors headers). mimo_weights_bind matches
+ * the list against the table of this room (weights.def) and describes each logical matrix as segments of file bytes, so
+ * that the packer of a backend can read it without knowing any checkpoint layout. Layouts of fused and split qkv and of
+ * the FP8 scale grids: weights.def. Nothing is read from the files here. */
 #ifndef MIMO_MODEL_WEIGHTS_H
 #define MIMO_MODEL_WEIGHTS_H
 
@@ -13,7 +13,13 @@
 #include "base/status.h"
 #include "model/config.h"
 
-typedef enum mimo_dtype { MIMO_DTYPE_F32, MIMO_DTYPE_BF16, MIMO_DTYPE_F8_E4M3, MIMO_DTYPE_U8, MIMO_DTYPE_OTHER } mimo_dtype;
+typedef enum mimo_dtype {
+    MIMO_DTYPE_F32,
+    MIMO_DTYPE_BF16,
+    MIMO_DTYPE_F8_E4M3,
+    MIMO_DTYPE_U8,
+    MIMO_DTYPE_OTHER
+} mimo_dtype;
 
 /* One tensor as its safetensors header states it. */
 typedef struct mimo_tensor {
@@ -74,15 +80,15 @@ typedef struct mimo_layer_weights {
 } mimo_layer_weights;
 
 typedef struct mimo_weights {
-    mimo_matrix embed, head; /* [V, H]; tied: head describes the bytes of embed */
-    mimo_vector norm;        /* [H] */
+    mimo_matrix embed, head;         /* [V, H]; tied: head describes the bytes of embed */
+    mimo_vector norm;                /* [H] */
     const mimo_layer_weights *layer; /* [L] */
-    void *arena[4];          /* owned storage behind the pointers above */
+    void *arena[4];                  /* owned storage behind the pointers above */
 } mimo_weights;
 
-/* Fills *out from `tensors`, which (with their names) must outlive it. One error names the tensor, what was expected and
- * what was found: missing, superfluous, duplicate, wrong dtype, wrong shape, span outside the file or of the wrong size,
- * overlapping another tensor's span. config has passed mimo_config_check. On failure *out needs no release. */
+/* Fills *out from `tensors`, which (with their names) must outlive it. One error names the tensor, what was expected
+ * and what was found: missing, superfluous, duplicate, wrong dtype, wrong shape, span outside the file or of the wrong
+ * size, overlapping another tensor's span. config has passed mimo_config_check. On failure *out needs no release. */
 MIMO_MUST_CHECK mimo_status mimo_weights_bind(mimo_weights *out, const mimo_config *config, const mimo_tensor *tensors,
                                               size_t count, const uint64_t *file_bytes, size_t files, mimo_error *err);
 void mimo_weights_release(mimo_weights *weights);

@@ -5,7 +5,8 @@
 
 static PyObject *cpu_variants(PyObject *self, PyObject *unused)
 {
-    (void)self, (void)unused;
+    (void)self;
+    (void)unused;
     PyObject *out = PyDict_New();
     for (size_t i = 0; out != NULL && mimo_kernel_names[i] != NULL; i++) {
         const char *why = NULL;

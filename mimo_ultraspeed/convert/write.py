@@ -129,7 +129,7 @@ def balance_hidden_units(
     scale = np.sqrt(relative)
     order = np.argsort(norms / scale, kind="stable")
     scaled_up = (up * scale[:, None].astype(np.float32))[order]
-    scaled_down = (down / scale.astype(np.float32))[:, order]
+    scaled_down: NDArray[np.float32] = np.divide(down, scale, dtype=np.float32, casting="same_kind")[:, order]
     return gate[order], scaled_up, scaled_down
 
 

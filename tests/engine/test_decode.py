@@ -84,7 +84,9 @@ def test_logits_are_those_of_the_reference_kernels(open_engine: Any, precision: 
     if (why := _probe.kernel_variants()[variant]) is not None:
         pytest.skip(f"not run: {variant}: {why}")
     prompt = tokens(60, seed=2)
-    assert np.array_equal(open_engine(precision, variant=variant).logits(prompt), open_engine(precision, variant="ref").logits(prompt))
+    assert np.array_equal(
+        open_engine(precision, variant=variant).logits(prompt), open_engine(precision, variant="ref").logits(prompt)
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

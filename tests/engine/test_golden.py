@@ -1,5 +1,4 @@
-"""The engine against other people's arithmetic: transformers in float32, on made checkpoints and on the embedded default, and the numpy
-oracle of tests/reference.py on every layout."""
+"""The engine against other arithmetic: transformers in float32, and the numpy oracle of tests/reference.py on every layout."""
 
 from __future__ import annotations
 
