@@ -167,9 +167,7 @@ def main() -> None:
     for engine in workers.values():
         engine.close()
 
-    print(
-        f"{options.rounds} rounds, {options.threads} threads; medians; ratios round by round (above 1: ours is better)"
-    )
+    print(f"{options.rounds} rounds, {options.threads} threads; medians; ratios round by round (above 1: ours is better)")
     print(f"{'':16}{'ours':>10}{'llama.cpp':>12}{'ratio':>8}{'min':>8}{'max':>8}")
     for name in ("decode", "prefill", "first_token_ms", "peak_mb"):
         ours, peer = ([run[name] for run in runs[kind]] for kind in ("ours", "llama"))

@@ -74,6 +74,23 @@ _FLASH_BODY: dict[str, Any] = {
     "moe_layer_freq": [0] + [1] * 47,
 }
 
+_MEDIUM: dict[str, Any] = _COMMON | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "swa_num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "swa_num_key_value_heads": 4,
+    "rope_theta": 5000000.0,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "n_routed_experts": 64,
+    "vocab_size": 16384,
+    "max_position_embeddings": 32768,
+    "hybrid_layer_pattern": _pattern(24, {0, 7, 15, 23}),
+    "moe_layer_freq": [0] + [1] * 23,
+}
+
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _COMMON
     | {
@@ -97,6 +114,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hybrid_layer_pattern": [0, 1, 1, 0],
         "moe_layer_freq": [0, 1, 1, 1],
     },
+    "nano": _MEDIUM
+    | {
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "swa_num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "swa_num_key_value_heads": 2,
+        "intermediate_size": 1024,
+        "moe_intermediate_size": 256,
+        "n_routed_experts": 32,
+        "num_experts_per_tok": 4,
+        "vocab_size": 8192,
+        "hybrid_layer_pattern": _pattern(8, {0, 7}),
+        "moe_layer_freq": [0] + [1] * 7,
+    },
+    "medium": _MEDIUM,
     "flash": _COMMON | _FLASH_BODY | {"model_type": "mimo_v2_flash", "rope_theta": 5000000.0, "max_position_embeddings": 262144},
     "v2.5": _COMMON | _FLASH_BODY,
     "pro": _COMMON
@@ -112,9 +146,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "moe_layer_freq": [0] + [1] * 69,
     },
 }
-"""The language-model fields of config.json, by shape: "tiny" for tests, the others as published."""
+"""The language-model fields of config.json: "tiny" for tests, "nano" and "medium" for measurements, the others as published."""
 
-_DEFAULTS = {"tiny": ("fused", "mxfp4"), "flash": ("flash", "fp8"), "v2.5": ("fused", "fp8"), "pro": ("fused", "fp8")}
+_DEFAULTS = {
+    "tiny": ("fused", "mxfp4"),
+    "nano": ("fused", "mxfp4"),
+    "medium": ("fused", "mxfp4"),
+    "flash": ("flash", "fp8"),
+    "v2.5": ("fused", "fp8"),
+    "pro": ("fused", "fp8"),
+}
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",

@@ -89,6 +89,7 @@ class Model:
         precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
         max_context: positions of prompt and answer together; None is the model's own limit.
         progress: bars on stderr, or in the notebook.
+        The environment variable MIMO_CPU ("ref", "avx2", "avx512", "neon") forces the kernels of one instruction set.
 
         Raises OSError for missing files, CheckpointError (a ValueError) for contradicting ones, MemoryError, NotImplementedError
         for what this version does not run, ValueError for other arguments out of range.
@@ -97,7 +98,13 @@ class Model:
         checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only, progress=progress)
         has_tokenizer = (checkpoint.folder / "tokenizer.json").exists()
         tokenizer = Tokenizer.from_folder(checkpoint.folder) if has_tokenizer else None
-        engine = Engine(*checkpoint.core_arguments(), precision=precision, threads=threads or 0, max_context=max_context or 0)
+        engine = Engine(
+            *checkpoint.core_arguments(),
+            precision=precision,
+            threads=threads or 0,
+            max_context=max_context or 0,
+            variant=os.environ.get("MIMO_CPU") or None,
+        )
         try:
             model = cls(checkpoint, engine, tokenizer)
             with bar(progress, desc="loading", unit="B", unit_scale=True, unit_divisor=1024) as shown:

@@ -231,7 +231,7 @@ def test_small_vocabulary_has_no_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"shape": "huge"}, ValueError, "shape must be one of tiny, flash, v2.5, pro, found 'huge'"),
+        ({"shape": "huge"}, ValueError, "shape must be one of tiny, nano, medium, flash, v2.5, pro, found 'huge'"),
         ({"layout": "split"}, ValueError, "layout must be one of flash, fused, found 'split'"),
         ({"weights": "int4"}, ValueError, "weights must be one of bf16, fp8, mxfp4, found 'int4'"),
         ({"router": "f16"}, ValueError, "router must be one of f32, bf16, found 'f16'"),
@@ -261,7 +261,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path):
 
 
 def test_every_shape_is_a_valid_config():
-    assert list(SHAPES) == ["tiny", "flash", "v2.5", "pro"]
+    assert list(SHAPES) == ["tiny", "nano", "medium", "flash", "v2.5", "pro"]
     pro, flash = SHAPES["pro"], SHAPES["flash"]
     assert [i for i, sliding in enumerate(pro["hybrid_layer_pattern"]) if not sliding] == [0, 7, 15, 23, 31, 39, 47, 55, 62, 69]
     assert [i for i, sliding in enumerate(flash["hybrid_layer_pattern"]) if not sliding] == [0, 5, 11, 17, 23, 29, 35, 41, 47]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,15 @@ def test_fewer_in_flight_when_memory_is_short(tiny_model: mu.Model, monkeypatch:
     monkeypatch.setattr(tiny_model, "_start", never)
     with pytest.raises(MemoryError, match="none at all"):
         tiny_model.generate([[1], [2]], **SHORT)
+
+
+def test_mimo_cpu_forces_the_kernels(tiny_path, monkeypatch):
+    monkeypatch.setenv("MIMO_CPU", "ref")
+    with mu.Model.from_pretrained(tiny_path, progress=False) as model:
+        assert model.backend == "cpu:ref"
+    monkeypatch.setenv("MIMO_CPU", "sse9")
+    with pytest.raises(ValueError, match="sse9"):
+        mu.Model.from_pretrained(tiny_path, progress=False)
+    monkeypatch.setenv("MIMO_CPU", "avx2" if platform.machine() == "aarch64" else "neon")
+    with pytest.raises(NotImplementedError, match="not compiled in"):
+        mu.Model.from_pretrained(tiny_path, progress=False)

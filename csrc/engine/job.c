@@ -1,5 +1,6 @@
 /* One answer: from submission through its ring of tokens to its release. */
 #include <string.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/size.h"
@@ -244,6 +245,8 @@ mimo_job_stats mimo_job_read_stats(mimo_job *job)
 void mimo_job_release(mimo_job *job)
 {
     mimo_engine *engine = job->engine;
+    if (engine->pid != getpid())
+        return; /* a forked child: the mutex may have been held when it was copied, and nobody will unlock it */
     pthread_mutex_lock(&engine->mutex);
     const bool active = job->active;
     job->held = false;

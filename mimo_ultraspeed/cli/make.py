@@ -28,7 +28,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="fields of config.json that differ from the shape's"
     )
-    parser.add_argument("--shape", default="tiny", metavar="SHAPE", help="tiny (default), flash, v2.5 or pro")
+    parser.add_argument("--shape", default="tiny", metavar="SHAPE", help="tiny (default), nano, medium, flash, v2.5 or pro")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layout", choices=("flash", "fused"), help="split q/k/v, or one qkv tensor")
     parser.add_argument("--weights", choices=("bf16", "fp8", "mxfp4"), help="how matrices are stored")
