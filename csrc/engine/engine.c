@@ -43,13 +43,17 @@ static uint32_t available_cores(void)
     return 1;
 }
 
+mimo_status mimo_engine_check_process(const mimo_engine *engine, mimo_error *err)
+{
+    if (engine->pid == getpid())
+        return MIMO_OK;
+    return MIMO_FAIL(err, MIMO_ERR_ENGINE,
+                     "the engine belongs to process %ld: a forked child cannot use it; open the model after the fork",
+                     (long)engine->pid);
+}
+
 mimo_status mimo_engine_check_open(const mimo_engine *engine, mimo_error *err)
 {
-    if (engine->pid != getpid())
-        return MIMO_FAIL(
-            err, MIMO_ERR_ENGINE,
-            "the engine belongs to process %ld: a forked child cannot use it; open the model after the fork",
-            (long)engine->pid);
     if (engine->closing || engine->closed)
         return MIMO_FAIL(err, MIMO_ERR_ENGINE, "the engine is closed");
     return MIMO_OK;
@@ -142,8 +146,7 @@ mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *optio
 
 void mimo_engine_close(mimo_engine *engine)
 {
-    /* A forked child has none of the threads and must not wait for them. */
-    if (engine->pid != getpid())
+    if (mimo_engine_check_process(engine, NULL) != MIMO_OK) /* none of the threads to wait for */
         return;
     pthread_mutex_lock(&engine->mutex);
     const bool first = !engine->closing;
@@ -176,7 +179,7 @@ void mimo_engine_free(mimo_engine *engine)
     if (engine == NULL)
         return;
     mimo_engine_close(engine);
-    if (engine->pid != getpid())
+    if (mimo_engine_check_process(engine, NULL) != MIMO_OK)
         return; /* the parent's memory, seen through copy on write: nothing here is worth the risk */
     for (size_t i = 0; i < engine->file_count && engine->files != NULL; i++)
         mimo_file_close(&engine->files[i]);
@@ -224,6 +227,8 @@ bool mimo_engine_is_exact(const mimo_engine *engine)
 
 bool mimo_engine_is_loaded(mimo_engine *engine)
 {
+    if (mimo_engine_check_process(engine, NULL) != MIMO_OK)
+        return false;
     pthread_mutex_lock(&engine->mutex);
     const bool loaded = engine->loaded && !engine->closing;
     pthread_mutex_unlock(&engine->mutex);
@@ -251,6 +256,7 @@ mimo_status mimo_engine_post(mimo_engine *engine, mimo_call *call, mimo_error *e
         if (call->taps[i] >= engine->config.layers)
             return MIMO_FAIL(err, MIMO_ERR_VALUE, "layers: expected numbers below %u, found %u", engine->config.layers,
                              call->taps[i]);
+    MIMO_TRY(mimo_engine_check_process(engine, err));
     pthread_mutex_lock(&engine->mutex);
     const mimo_status status = mimo_engine_check_open(engine, err);
     if (status == MIMO_OK) {
@@ -265,6 +271,8 @@ mimo_status mimo_engine_post(mimo_engine *engine, mimo_call *call, mimo_error *e
 
 bool mimo_call_wait(mimo_engine *engine, mimo_call *call, double seconds)
 {
+    if (mimo_engine_check_process(engine, &call->error) != MIMO_OK)
+        return true; /* forked between two waits: this copy of the call stays as it is */
     pthread_mutex_lock(&engine->mutex);
     if (!call->done)
         mimo_wait_seconds(&engine->call_done, &engine->mutex, seconds);

@@ -4,7 +4,7 @@
  * left, the next piece of a prompt; a row's logits do not depend on its neighbours, so neither does any answer. Tokens
  * reach the reader through a bounded ring in the job; a full ring pauses its job and no other.
  *
- * Any thread may call these functions; a thread of a forked child may not (MIMO_ERR_ENGINE). */
+ * Any thread may call these functions; in a forked child they answer MIMO_ERR_ENGINE at once, or do nothing. */
 #ifndef MIMO_ENGINE_ENGINE_H
 #define MIMO_ENGINE_ENGINE_H
 

@@ -1,6 +1,5 @@
 /* One answer: from submission through its ring of tokens to its release. */
 #include <string.h>
-#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/size.h"
@@ -124,6 +123,7 @@ static mimo_status enqueue(mimo_engine *engine, mimo_job *job, mimo_error *err)
 
 mimo_status mimo_engine_submit(mimo_engine *engine, const mimo_job_options *options, mimo_job **out, mimo_error *err)
 {
+    MIMO_TRY(mimo_engine_check_process(engine, err));
     pthread_mutex_lock(&engine->mutex);
     mimo_status status = mimo_engine_check_open(engine, err);
     if (status == MIMO_OK && !engine->loaded)
@@ -189,6 +189,8 @@ static bool is_readable(const mimo_job *job)
 bool mimo_job_wait(mimo_job *job, double seconds)
 {
     mimo_engine *engine = job->engine;
+    if (mimo_engine_check_process(engine, NULL) != MIMO_OK)
+        return true;
     const double until = mimo_clock_seconds() + seconds;
     pthread_mutex_lock(&engine->mutex);
     for (double left = seconds; !is_readable(job) && left > 0; left = until - mimo_clock_seconds())
@@ -202,6 +204,8 @@ size_t mimo_job_take(mimo_job *job, mimo_token *out, size_t room)
 {
     mimo_engine *engine = job->engine;
     size_t n = 0;
+    if (mimo_engine_check_process(engine, NULL) != MIMO_OK)
+        return 0;
     pthread_mutex_lock(&engine->mutex);
     const bool was_full = job->ring_count == job->ring_slots;
     while (n < room && job->ring_count > 0 && (n == 0 || job->ring[job->ring_first].step == out[0].step)) {
@@ -217,6 +221,8 @@ size_t mimo_job_take(mimo_job *job, mimo_token *out, size_t room)
 
 void mimo_job_cancel(mimo_job *job)
 {
+    if (mimo_engine_check_process(job->engine, NULL) != MIMO_OK)
+        return;
     pthread_mutex_lock(&job->engine->mutex);
     atomic_store(&job->cancel, true);
     pthread_cond_signal(&job->engine->work);
@@ -225,6 +231,9 @@ void mimo_job_cancel(mimo_job *job)
 
 mimo_finish mimo_job_state(mimo_job *job, size_t *waiting, mimo_error *error)
 {
+    *waiting = 0;
+    if (mimo_engine_check_process(job->engine, error) != MIMO_OK)
+        return MIMO_FINISH_ERROR;
     pthread_mutex_lock(&job->engine->mutex);
     const mimo_finish finish = job->finish;
     *waiting = job->ring_count;
@@ -236,6 +245,8 @@ mimo_finish mimo_job_state(mimo_job *job, size_t *waiting, mimo_error *error)
 
 mimo_job_stats mimo_job_read_stats(mimo_job *job)
 {
+    if (mimo_engine_check_process(job->engine, NULL) != MIMO_OK)
+        return (mimo_job_stats){0};
     pthread_mutex_lock(&job->engine->mutex);
     const mimo_job_stats stats = job->stats;
     pthread_mutex_unlock(&job->engine->mutex);
@@ -245,8 +256,8 @@ mimo_job_stats mimo_job_read_stats(mimo_job *job)
 void mimo_job_release(mimo_job *job)
 {
     mimo_engine *engine = job->engine;
-    if (engine->pid != getpid())
-        return; /* a forked child: the mutex may have been held when it was copied, and nobody will unlock it */
+    if (mimo_engine_check_process(engine, NULL) != MIMO_OK)
+        return;
     pthread_mutex_lock(&engine->mutex);
     const bool active = job->active;
     job->held = false;

@@ -95,7 +95,10 @@ double mimo_clock_seconds(void);
 void mimo_wait_seconds(pthread_cond_t *condition, pthread_mutex_t *mutex, double seconds);
 int mimo_condition_init(pthread_cond_t *condition);
 
-/* MIMO_ERR_ENGINE if the engine is closed or belongs to another process. The mutex is held. */
+/* MIMO_ERR_ENGINE in a forked child. Takes no lock: whatever a caller may reach asks this before it locks the mutex,
+ * which may have been held when it was copied and then never opens. */
+MIMO_MUST_CHECK mimo_status mimo_engine_check_process(const mimo_engine *engine, mimo_error *err);
+/* MIMO_ERR_ENGINE if the engine is closed. The mutex is held. */
 MIMO_MUST_CHECK mimo_status mimo_engine_check_open(const mimo_engine *engine, mimo_error *err);
 
 /* driver.c */
