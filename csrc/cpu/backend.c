@@ -88,8 +88,9 @@ static mimo_status open_parts(mimo_cpu *cpu, const mimo_backend_options *options
 }
 
 mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config, const mimo_weights *weights,
-                                  const mimo_backend_options *options, mimo_error *err)
+                                  const mimo_draft *draft, const mimo_backend_options *options, mimo_error *err)
 {
+    (void)draft;
     mimo_cpu *cpu;
     MIMO_TRY(mimo_alloc_array(&cpu, 1, sizeof *cpu, "CPU engine", err));
     cpu->base = (mimo_backend){

@@ -103,7 +103,7 @@ static mimo_status open_parts(mimo_engine *engine, const mimo_tensor *tensors, s
 
     const mimo_backend_options backend = {
         .exact = o->exact, .threads = o->threads, .max_rows = MIMO_STEP_ROWS, .variant = o->variant};
-    MIMO_TRY(mimo_cpu_backend_open(&engine->backend, &engine->config, &engine->weights, &backend, err));
+    MIMO_TRY(mimo_cpu_backend_open(&engine->backend, &engine->config, &engine->weights, engine->draft, &backend, err));
     engine->memory = engine->backend->memory;
     engine->load_bytes = engine->backend->load_bytes;
     engine->variant = engine->backend->variant;
@@ -114,9 +114,10 @@ static mimo_status open_parts(mimo_engine *engine, const mimo_tensor *tensors, s
 }
 
 mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *options, const mimo_config *config,
-                             const mimo_tensor *tensors, size_t count, const char *const *paths, size_t files,
-                             mimo_error *err)
+                             const mimo_tensor *tensors, size_t count, const mimo_draft_source *draft,
+                             const char *const *paths, size_t files, mimo_error *err)
 {
+    (void)draft;
     mimo_engine *engine;
     MIMO_TRY(mimo_alloc_array(&engine, 1, sizeof *engine, "engine", err));
     engine->config = *config;
@@ -198,6 +199,11 @@ void mimo_engine_free(mimo_engine *engine)
 const mimo_config *mimo_engine_config(const mimo_engine *engine)
 {
     return &engine->config;
+}
+
+const mimo_draft_config *mimo_engine_draft(const mimo_engine *engine)
+{
+    return engine->draft != NULL ? &engine->draft->config : NULL;
 }
 
 mimo_memory mimo_engine_memory(const mimo_engine *engine)

@@ -16,6 +16,7 @@
 #include "base/status.h"
 #include "engine/sample.h"
 #include "model/config.h"
+#include "model/draft.h"
 #include "model/weights.h"
 #include "plan/backend.h"
 
@@ -34,11 +35,20 @@ typedef struct mimo_engine_options {
     const char *variant;  /* NULL: the best kernels that run here */
 } mimo_engine_options;
 
+/* A drafter's config and tensors, whose file numbers count in the same list of files as the target's. */
+typedef struct mimo_draft_source {
+    mimo_draft_config config;
+    const mimo_tensor *tensors; /* [count] */
+    size_t count;
+} mimo_draft_source;
+
 /* Opens the files, checks config and tensors against each other and against the files, plans memory, starts the
- * workers. tensors and paths (and the text they point to) must outlive the engine. Nothing is loaded. */
+ * workers. tensors and paths (and the text they point to) and the draft's target_id must outlive the engine. draft
+ * NULL: none. Nothing is loaded. */
 MIMO_MUST_CHECK mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *options,
                                              const mimo_config *config, const mimo_tensor *tensors, size_t count,
-                                             const char *const *paths, size_t files, mimo_error *err);
+                                             const mimo_draft_source *draft, const char *const *paths, size_t files,
+                                             mimo_error *err);
 /* Ends every job ("cancelled") and call, and frees weights and threads. What is left answers MIMO_ERR_ENGINE.
  * Idempotent. */
 void mimo_engine_close(mimo_engine *engine);
@@ -46,6 +56,7 @@ void mimo_engine_close(mimo_engine *engine);
 void mimo_engine_free(mimo_engine *engine);
 
 const mimo_config *mimo_engine_config(const mimo_engine *engine);
+const mimo_draft_config *mimo_engine_draft(const mimo_engine *engine); /* NULL without a drafter */
 mimo_memory mimo_engine_memory(const mimo_engine *engine);
 const char *mimo_engine_variant(const mimo_engine *engine);
 uint32_t mimo_engine_threads(const mimo_engine *engine);
@@ -55,7 +66,7 @@ bool mimo_engine_is_loaded(mimo_engine *engine);
 
 /* ---- calls: work done by the driver thread between steps, for one caller that waits ---- */
 
-typedef enum mimo_call_kind { MIMO_CALL_LOAD, MIMO_CALL_FORWARD, MIMO_CALL_PROFILE } mimo_call_kind;
+typedef enum mimo_call_kind { MIMO_CALL_LOAD, MIMO_CALL_FORWARD, MIMO_CALL_DRAFT, MIMO_CALL_PROFILE } mimo_call_kind;
 
 typedef struct mimo_call {
     mimo_call_kind kind;
@@ -68,6 +79,11 @@ typedef struct mimo_call {
     const uint32_t *taps; /* [tap_count] layers */
     size_t tap_count;
     float *hidden; /* [tap_count, count, H] */
+    /* MIMO_CALL_DRAFT: tokens as above; logits [anchors, B - 1, logits_stride] over V', of a block behind each token
+     * tokens[anchors[i]] with all before it as context. A Markov head's bias follows the likeliest token of each slot.
+     */
+    const uint32_t *anchors; /* [anchor_count] ascending, < count */
+    size_t anchor_count;
     /* MIMO_CALL_PROFILE: what was counted since the last such call (zeros if nothing was), then counting goes on or
      * stops */
     mimo_profile *profile;

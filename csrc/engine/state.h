@@ -54,6 +54,7 @@ struct mimo_job {
 struct mimo_engine {
     mimo_config config;
     mimo_weights weights;
+    mimo_draft *draft; /* NULL: none */
     mimo_backend *backend;
     mimo_file *files;
     size_t file_count;

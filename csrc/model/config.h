@@ -4,7 +4,7 @@
  * dimensions everywhere in the core:
  *   T rows (tokens) of a step     H hidden               N query heads     G key/value heads   D query/key head width
  *   Dv value head width           E experts              K experts chosen  F MLP width         V vocabulary
- *   L layers                      S context positions    B draft block */
+ *   L layers                      S context positions    B draft block      M taps of a drafter */
 #ifndef MIMO_MODEL_CONFIG_H
 #define MIMO_MODEL_CONFIG_H
 
@@ -12,7 +12,7 @@
 
 #include "base/status.h"
 
-enum { MIMO_MAX_LAYERS = 512, MIMO_MAX_TOP_K = 64 };
+enum { MIMO_MAX_LAYERS = 512, MIMO_MAX_TOP_K = 64, MIMO_MAX_TAPS = 16, MIMO_MAX_BLOCK = 16 };
 enum { MIMO_FULL = 0, MIMO_SLIDING = 1 }; /* index of mimo_config.attention, value of mimo_config.sliding */
 
 typedef struct mimo_attention {
@@ -38,6 +38,12 @@ typedef struct mimo_config {
     mimo_attention attention[2];      /* [MIMO_FULL], [MIMO_SLIDING] */
     uint8_t sliding[MIMO_MAX_LAYERS]; /* per layer: MIMO_FULL or MIMO_SLIDING */
     uint8_t sparse[MIMO_MAX_LAYERS];  /* per layer: 1 MoE, 0 dense MLP */
+
+    /* Of a drafter (draft.h); 0 in a model that stands alone. */
+    uint32_t taps;        /* M: streams of the target that make one row of context */
+    uint32_t block;       /* B: rows of a block, the anchor included */
+    uint32_t qk_norm;     /* 1: each query and key head is normed before its rotary embedding */
+    uint32_t markov_rank; /* of the head's bias by the token before; 0: none */
 } mimo_config;
 
 /* Every rule above and the products that must fit; MIMO_ERR_VALUE names the field, the rule and the value found. */

@@ -71,6 +71,7 @@ typedef struct mimo_vector {
 typedef struct mimo_layer_weights {
     mimo_vector attention_norm, mlp_norm; /* [H] */
     mimo_vector sinks;                    /* [N] or none */
+    mimo_vector q_norm, k_norm;           /* [D] or none */
     mimo_matrix qkv;                      /* [N*D + G*D + G*Dv, H]: Q heads, K heads, V heads */
     mimo_matrix out;                      /* [H, N*Dv] */
     mimo_matrix router;                   /* [E, H]; rows 0 in a dense layer */
@@ -82,6 +83,10 @@ typedef struct mimo_layer_weights {
 typedef struct mimo_weights {
     mimo_matrix embed, head;         /* [V, H]; tied: head describes the bytes of embed */
     mimo_vector norm;                /* [H] */
+    mimo_matrix fuse;                /* [H, M*H] fc of a drafter, as are the next four */
+    mimo_vector fuse_norm, mask;     /* [H] */
+    mimo_matrix markov_in;           /* [V', r]; rows 0: none */
+    mimo_matrix markov_out;          /* [V', r] */
     const mimo_layer_weights *layer; /* [L] */
     void *arena[4];                  /* owned storage behind the pointers above */
 } mimo_weights;

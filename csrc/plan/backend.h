@@ -10,10 +10,11 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "model/config.h"
+#include "model/draft.h"
 #include "model/weights.h"
 #include "plan/plan.h"
 
-/* One sequence's keys and values; a backend's own. */
+/* One sequence's keys and values, the drafter's included; a backend's own. */
 typedef struct mimo_kv mimo_kv;
 
 /* T rows through the model. Rows of one sequence come in ascending, consecutive positions, and positions below the
@@ -35,6 +36,29 @@ typedef struct mimo_step {
     size_t hidden_stride;
 } mimo_step;
 
+/* Context and blocks through the drafter: first all context rows become draft keys and values of their sequences, then
+ * the blocks are filled. Either may be empty, and both may be of many sequences; a row's results depend on its sequence
+ * alone. A block of a sequence whose context ends before the anchor sees none of it. Nothing has to be rolled back: a
+ * context row at a position that was there already cuts the sequence's context back to it, and what a block writes is
+ * forgotten. */
+typedef struct mimo_draft_step {
+    size_t contexts;                  /* rows, 0 .. options.max_rows; those of a sequence ascending and consecutive */
+    const float *features;            /* the `hidden` of a target step whose tap is the drafter's: */
+    size_t features_stride;           /* element (i, t, h) of [M, *, H] is features[i * features_stride + t * H + h] */
+    const uint16_t *context_row;      /* [contexts] t of each */
+    const uint32_t *context_position; /* [contexts] */
+    mimo_kv *const *context_kv;       /* [contexts] */
+
+    size_t blocks;            /* of different sequences; blocks * width <= options.max_rows */
+    const uint32_t *anchor;   /* [blocks] < V: the last token known, whose own context does not exist yet */
+    const uint32_t *position; /* [blocks] of the anchor, < the capacity reserved in kv */
+    mimo_kv *const *block_kv; /* [blocks] */
+    size_t width;             /* rows of each block, the anchor included, 1 .. B; as trained: B */
+    size_t slots;             /* drafts wanted of each block, the first ones, 0 .. width - 1 */
+    float *logits;            /* [blocks * slots, logits_stride]: row b * slots + k - 1 is slot k of block b, over V' */
+    size_t logits_stride;     /* >= round_up(V', 8), up to which is written */
+} mimo_draft_step;
+
 typedef struct mimo_backend_options {
     bool exact;       /* float activations, weights as stored; else int8 activations, BF16 and FP8 repacked to 8 bits */
     uint32_t threads; /* >= 1 */
@@ -44,9 +68,10 @@ typedef struct mimo_backend_options {
 
 typedef struct mimo_memory {
     uint64_t weights, embedding, workspace;
-    uint64_t kv_per_position; /* full-attention layers, one sequence */
-    uint64_t kv_fixed;        /* sliding layers, one sequence */
-    uint64_t read_per_token;  /* weight bytes that a step of one row reads */
+    uint64_t draft_weights;   /* part of weights: the drafter's own */
+    uint64_t kv_per_position; /* full-attention layers, the drafter's included, one sequence */
+    uint64_t kv_fixed;        /* sliding layers, the drafter's included, one sequence */
+    uint64_t read_per_token;  /* weight bytes that a step of one row reads, without the drafter's */
 } mimo_memory;
 
 /* Where the time of steps went, one entry an operation of plan/ops.def, summed over layers and steps. */
@@ -64,10 +89,11 @@ typedef struct mimo_profile {
 
 typedef struct mimo_backend mimo_backend;
 
-/* Fills a fresh backend; config and weights must outlive it. Plans memory, starts the workers, loads nothing. */
+/* Fills a fresh backend; config, weights and draft (NULL: no drafter) must outlive it. Plans memory, starts the
+ * workers, loads nothing. */
 MIMO_MUST_CHECK mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config,
-                                                  const mimo_weights *weights, const mimo_backend_options *options,
-                                                  mimo_error *err);
+                                                  const mimo_weights *weights, const mimo_draft *draft,
+                                                  const mimo_backend_options *options, mimo_error *err);
 
 struct mimo_backend {
     const char *name;    /* "cpu" */
@@ -82,6 +108,11 @@ struct mimo_backend {
 
     /* Runs one step; the caller's thread is one of the workers. Allocates nothing and cannot fail. */
     void (*step)(mimo_backend *self, const mimo_step *step);
+    /* The same for the drafter; NULL without one. */
+    void (*draft)(mimo_backend *self, const mimo_draft_step *step);
+    /* logits[V'] += the Markov head's bias after token `previous` (an id of the target); nothing if there is no such
+     * head or it does not know the token. Any thread of `parallel`; allocates nothing. NULL without a drafter. */
+    void (*draft_bias)(const mimo_backend *self, float *logits, uint32_t previous);
     /* Starts counting from zero (on), or stops; reads what was counted. Between steps. */
     void (*set_profile)(mimo_backend *self, bool on);
     void (*read_profile)(const mimo_backend *self, mimo_profile *out);
@@ -93,8 +124,12 @@ struct mimo_backend {
     mimo_status (*kv_reserve)(mimo_backend *self, mimo_kv *kv, size_t positions, mimo_error *err);
     /* The first `positions` positions of `from` into `to`, which has room for them; kv_can_cut allows it. */
     void (*kv_copy)(mimo_backend *self, mimo_kv *to, const mimo_kv *from, size_t positions);
-    /* Whether a cache that holds `cached` positions still serves a sequence cut back to `kept`. */
+    /* Whether a cache that holds `cached` positions still serves a sequence cut back to `kept`. The drafter has no say:
+     * after a cut its context may be shorter than the window, see kv_draft_span. */
     bool (*kv_can_cut)(const mimo_backend *self, size_t cached, size_t kept);
+    /* The positions [*begin, *end) whose draft context the cache holds for a block anchored at `position` (its context
+     * is [max(begin, position - window), position) if end reaches position, else empty). NULL without a drafter. */
+    void (*kv_draft_span)(const mimo_backend *self, const mimo_kv *kv, size_t position, size_t *begin, size_t *end);
     void (*kv_close)(mimo_backend *self, mimo_kv *kv);
 
     void (*close)(mimo_backend *self);

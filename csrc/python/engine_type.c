@@ -113,8 +113,8 @@ static int engine_open(engine_object *self, PyObject *config_object, PyObject *t
         for (size_t i = 0; i < count; i++)
             paths[i] = PyBytes_AsString(PyTuple_GetItem(self->paths, (Py_ssize_t)i));
         Py_BEGIN_ALLOW_THREADS
-        status = mimo_engine_open(&self->engine, options, &config, self->tensors.tensor, self->tensors.count, paths,
-                                  count, &err);
+        status = mimo_engine_open(&self->engine, options, &config, self->tensors.tensor, self->tensors.count, NULL,
+                                  paths, count, &err);
         Py_END_ALLOW_THREADS
         mimo_free(paths);
     }

@@ -1,0 +1,42 @@
+/* A DFlash drafter: a few layers that fill a block of B positions in one pass.
+ *
+ * c_t = norm(fc [taps of position t]) is one row of context, made of the target's residual stream after the layers of
+ * `tap`. In every layer its keys and values are k_proj and v_proj of c_t itself, kept for the last `window` committed
+ * positions. The rows of a block are the anchor's embedding (the last known token, at position a) and B - 1 times the
+ * mask embedding; row k predicts the token at position a + k. Block rows see the context before a within the window,
+ * and each other. Head and embedding are the target's. */
+#ifndef MIMO_MODEL_DRAFT_H
+#define MIMO_MODEL_DRAFT_H
+
+#include <stdint.h>
+
+#include "base/status.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+typedef struct mimo_draft_config {
+    mimo_config model;           /* the drafter's own layers; its vocab is V', the ids its head can draft */
+    uint32_t tap[MIMO_MAX_TAPS]; /* [model.taps] layers of the target */
+    uint32_t causal;             /* 1: a block row sees no later row of its block */
+    uint32_t window_from_anchor; /* 1: every row of a block sees context [a - window, a); 0: row at p sees [p - window +
+                                    1, a) */
+    const uint32_t *target_id;   /* [V'] the target's id of each drafted index; NULL: the same, and V' is V */
+} mimo_draft_config;
+
+/* A drafter as a backend takes it. Its weights' head are the V' rows of the target's head. */
+typedef struct mimo_draft {
+    mimo_draft_config config;
+    mimo_weights weights;
+} mimo_draft;
+
+/* Every rule of a drafter alone and beside `target`, which has passed mimo_config_check; MIMO_ERR_VALUE names the
+ * field, the rule and the value found. */
+MIMO_MUST_CHECK mimo_status mimo_draft_config_check(const mimo_draft_config *draft, const mimo_config *target,
+                                                    mimo_error *err);
+
+static inline uint32_t mimo_draft_token(const mimo_draft_config *draft, uint32_t index)
+{
+    return draft->target_id != NULL ? draft->target_id[index] : index;
+}
+
+#endif
