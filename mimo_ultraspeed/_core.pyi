@@ -26,7 +26,8 @@ class Engine:
       v_head_dim, rotary_dim, window, rope_theta, sinks), layer_sliding and layer_sparse (0 or 1 for each layer). All required.
     tensors: every tensor of the text model.
     precision: "fast" or "exact". threads: 0 is one per available core. max_context: positions per sequence, 0 is the model's.
-    variant: kernels by name ("ref", "avx2", "avx512", "neon"), None the best this CPU runs.
+    variant: kernels by name ("ref", "avx2", "avx512", "neon"), None the best this CPU runs. memory_limit: bytes that weights,
+      workspace and KV caches may take together, 0 as many as the system gives; a load or job that cannot fit is a MemoryError.
     """
 
     def __new__(
@@ -39,6 +40,7 @@ class Engine:
         threads: int = 0,
         max_context: int = 0,
         variant: str | None = None,
+        memory_limit: int = 0,
     ) -> Self: ...
     def load(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Reads and packs the weights on all threads; progress(done_bytes, total_bytes) is called about ten times a second."""
@@ -69,7 +71,7 @@ class Engine:
         """The tape of a step of `rows` rows, as text."""
     def memory(self) -> dict[str, int]:
         """Bytes by use: weights (packed), embedding, workspace, kv_per_position (full layers), kv_fixed (windows, per sequence),
-        total (weights + embedding + workspace), and read_per_token: weight bytes a 1-row step reads."""
+        total (weights + embedding + workspace), limit (0: none), and read_per_token: weight bytes a 1-row step reads."""
     def profile(self, on: bool, /) -> dict[str, Any]:
         """What was counted since the last call (steps, rows, total_ns, ops: name -> calls, busy_ns and wait_ns summed over workers,
         wall_ns, bytes read, macs), all zero if nothing was; then counting starts afresh (True) or stops (False)."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Backend", "Backends", "backends"]
+__all__ = ["Backend", "Backends", "available_memory", "backends", "memory_limit"]
 
 CUDA_OFF = "not built: this package has CPU kernels only"
 
@@ -60,3 +63,50 @@ def backends() -> Backends:
         table[f"cpu:{name}"] = Backend(f"cpu:{name}", reason is None, reason is None and name == chosen, told)
     table["cuda"] = Backend("cuda", False, False, CUDA_OFF)
     return table
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes this process may still take without swapping: the least of the system's and its cgroups' (v2); None where unknown.
+
+    root: the folder that holds proc/ and sys/.
+    """
+    system = re.search(r"^MemAvailable: +(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    bounds = [int(system[1]) * 1024] if system else []
+    bounds += _cgroup_bounds(root)
+    return min(bounds) if bounds else None
+
+
+def memory_limit() -> int:
+    """Bytes a model may take with its caches, by MIMO_MEMORY ("6G", "800M", a number of bytes, "none") or else what is available
+    less a sixteenth; 0 is no limit. ValueError for another value of MIMO_MEMORY."""
+    told = os.environ.get("MIMO_MEMORY", "")
+    if told == "none":
+        return 0
+    if not told:
+        available = available_memory()
+        return available - available // 16 if available is not None else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", told, re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"MIMO_MEMORY: expected 'none' or a size such as '6G' or '800M', found {told!r}")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _cgroup_bounds(root: Path) -> Iterator[int]:
+    """What each memory limit above this process leaves. Cached files count as free: the kernel drops them first."""
+    found = re.search(r"^0::/(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    top = root / "sys/fs/cgroup"
+    folder = top / found[1] if found else top
+    for group in (folder, *folder.parents):
+        most, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+        if most.isdigit() and used.isdigit():
+            files = re.findall(r"^(?:in)?active_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
+            yield max(0, int(most) - int(used) + sum(map(int, files)))
+        if group == top:
+            break
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

@@ -21,7 +21,7 @@ from .default_model import DEFAULT_MODELS, ensure_default, model_folder
 from .detokenize import TextStream
 from .display import bar, size, table
 from .errors import EngineError
-from .hardware import CUDA_OFF
+from .hardware import CUDA_OFF, memory_limit
 from .options import MAX_ANSWERS, GenerationArguments, GenerationDefaults, GenerationOptions
 from .prompts import Prompt, Prompts, check_ids, encode_prompt, split_prompts
 from .result import Result
@@ -89,7 +89,9 @@ class Model:
         precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
         max_context: positions of prompt and answer together; None is the model's own limit.
         progress: bars on stderr, or in the notebook.
-        The environment variable MIMO_CPU ("ref", "avx2", "avx512", "neon") forces the kernels of one instruction set.
+        The environment variable MIMO_CPU ("ref", "avx2", "avx512", "neon") forces the kernels of one instruction set. Weights,
+        workspace and KV caches may take what the machine and the process's cgroups have free, less a sixteenth; MIMO_MEMORY
+        ("6G", "800M", "none") says otherwise. A model that does not fit is refused before anything is read.
 
         Raises OSError for missing files, CheckpointError (a ValueError) for contradicting ones, MemoryError, NotImplementedError
         for what this version does not run, ValueError for other arguments out of range.
@@ -104,6 +106,7 @@ class Model:
             threads=threads or 0,
             max_context=max_context or 0,
             variant=os.environ.get("MIMO_CPU") or None,
+            memory_limit=memory_limit(),
         )
         try:
             model = cls(checkpoint, engine, tokenizer)
@@ -164,7 +167,8 @@ class Model:
         return f"cpu:{self._engine.variant}"
 
     def memory(self) -> dict[str, int]:
-        """Bytes by use: weights, embedding, workspace, their total; kv_per_position and kv_fixed per sequence; read_per_token."""
+        """Bytes by use: weights, embedding, workspace, their total; kv_per_position and kv_fixed per sequence; read_per_token; and
+        limit, what all of it may take (0: no limit)."""
         self._check_usable()
         return self._engine.memory()
 

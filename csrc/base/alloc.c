@@ -1,6 +1,9 @@
 #define _GNU_SOURCE
 #include "base/alloc.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +12,7 @@
 #include "base/size.h"
 
 #define ALIGNMENT 64u
+#define MAP_FROM ((size_t)256 << 10)
 #define HUGE_FROM ((size_t)4 << 20)
 
 /* Stored in the cache line before each block. */
@@ -47,7 +51,8 @@ static char *heap_block(size_t bytes)
     return base;
 }
 
-/* Fresh pages are zero already, and belong to the memory node of the thread that first writes them. */
+/* Fresh pages are zero already, take no memory before they are written, and belong to the memory node of the thread
+ * that first writes them. */
 static char *map_block(size_t bytes)
 {
     size_t total;
@@ -57,7 +62,8 @@ static char *map_block(size_t bytes)
     if (base == MAP_FAILED)
         return NULL;
     /* Advice only: a kernel without transparent huge pages still serves the block. */
-    (void)madvise(base, total, MADV_HUGEPAGE);
+    if (bytes >= HUGE_FROM)
+        (void)madvise(base, total, MADV_HUGEPAGE);
     *(header *)(void *)base = (header){.bytes = bytes, .mapped = total};
     return base;
 }
@@ -71,7 +77,7 @@ void *mimo_alloc(size_t bytes)
     }
     if (must_fail())
         return NULL;
-    char *base = bytes >= HUGE_FROM ? map_block(bytes) : heap_block(bytes);
+    char *base = bytes >= MAP_FROM ? map_block(bytes) : heap_block(bytes);
     if (base == NULL)
         return NULL;
     const uint64_t live = atomic_fetch_add(&live_bytes, bytes) + bytes;
@@ -104,6 +110,13 @@ mimo_status mimo_alloc_array(void *out, size_t count, size_t size, const char *w
         return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: %s needs %zu x %zu bytes", what, count, size);
     memcpy(out, &block, sizeof block);
     return MIMO_OK;
+}
+
+void mimo_alloc_trim(void)
+{
+#if defined(__GLIBC__)
+    (void)malloc_trim(0);
+#endif
 }
 
 void mimo_alloc_fail(uint64_t n, bool persistent)

@@ -1,7 +1,9 @@
 /* The only malloc and free of the core.
  *
- * Blocks are 64-byte aligned and zeroed; blocks of 4 MiB and more ask for huge pages. Allocations are counted, can be
- * made to fail on demand (tests fail the n-th one for every n), and are refused on a thread that is decoding. */
+ * Blocks are 64-byte aligned and zeroed. Blocks of 256 KiB and more are pages of their own, which take memory only as
+ * they are written and give it back when they are freed; of 4 MiB and more, huge pages if there are. Allocations are
+ * counted, can be made to fail on demand (tests fail the n-th one for every n), and are refused on a thread that is
+ * decoding. */
 #ifndef MIMO_BASE_ALLOC_H
 #define MIMO_BASE_ALLOC_H
 
@@ -24,6 +26,9 @@ void mimo_free(void *block); /* NULL is fine */
 
 /* *out = an array of count elements of size bytes; MIMO_ERR_NOMEM names `what`. */
 MIMO_MUST_CHECK mimo_status mimo_alloc_array(void *out, size_t count, size_t size, const char *what, mimo_error *err);
+
+/* Gives the process's free heap memory back to the system, whoever freed it (a library that read a tokenizer, say). */
+void mimo_alloc_trim(void);
 
 /* From now on the n-th call (1 = the next) fails, and every later one too if `persistent`; 0 turns it off. */
 void mimo_alloc_fail(uint64_t n, bool persistent);

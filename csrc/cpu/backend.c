@@ -38,6 +38,12 @@ static mimo_status kv_reserve(mimo_backend *self, mimo_kv *kv, size_t positions,
     return mimo_kv_reserve(kv, positions, err);
 }
 
+static void kv_trim(mimo_backend *self, mimo_kv *kv, size_t positions)
+{
+    (void)self;
+    mimo_kv_trim(kv, positions);
+}
+
 static void kv_copy(mimo_backend *self, mimo_kv *to, const mimo_kv *from, size_t positions)
 {
     (void)self;
@@ -78,6 +84,7 @@ static mimo_status open_parts(mimo_cpu *cpu, const mimo_backend_options *options
     mimo_plan_build(&cpu->plan, cpu->config, options->max_rows);
     MIMO_TRY(mimo_plan_check(&cpu->plan, cpu->config, err));
     mimo_kv_layout_init(&cpu->kv_layout, cpu->config, cpu->exact, cpu->max_rows);
+    cpu->base.memory.kv_chunk = MIMO_KV_CHUNK;
     cpu->base.memory.kv_per_position = cpu->kv_layout.chunk_bytes[MIMO_FULL] / MIMO_KV_CHUNK;
     cpu->base.memory.kv_fixed = cpu->kv_layout.chunk_bytes[MIMO_SLIDING] * (cpu->kv_layout.ring / MIMO_KV_CHUNK);
     MIMO_TRY(mimo_cpu_plan_weights(cpu, err));
@@ -102,6 +109,7 @@ mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config,
         .parallel = parallel,
         .kv_open = kv_open,
         .kv_reserve = kv_reserve,
+        .kv_trim = kv_trim,
         .kv_copy = kv_copy,
         .kv_can_cut = kv_can_cut,
         .kv_close = kv_close,

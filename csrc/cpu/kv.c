@@ -77,6 +77,12 @@ mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_error *err)
     return MIMO_OK;
 }
 
+void mimo_kv_trim(mimo_kv *kv, size_t positions)
+{
+    while (kv->chunks > mimo_ceil_div(positions, MIMO_KV_CHUNK))
+        mimo_free(kv->chunk[--kv->chunks]);
+}
+
 void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions)
 {
     const mimo_kv_layout *layout = from->layout;

@@ -40,6 +40,8 @@ void mimo_kv_layout_init(mimo_kv_layout *layout, const mimo_config *config, bool
 MIMO_MUST_CHECK mimo_status mimo_kv_open(mimo_kv **out, const mimo_kv_layout *layout, mimo_error *err);
 /* Room for `positions` positions; what is cached stays. On failure the cache is as it was. */
 MIMO_MUST_CHECK mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_error *err);
+/* Gives back what lies beyond `positions` positions. */
+void mimo_kv_trim(mimo_kv *kv, size_t positions);
 void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions);
 void mimo_kv_close(mimo_kv *kv);
 

@@ -302,6 +302,7 @@ mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uin
 {
     mimo_cpu *cpu = (mimo_cpu *)self;
     loader l = {.cpu = cpu, .files = files, .done = done, .cancel = cancel};
+    mimo_alloc_trim();
     pthread_mutex_init(&l.mutex, NULL);
     const mimo_status status = load_all(cpu, &l, err);
     pthread_mutex_destroy(&l.mutex);

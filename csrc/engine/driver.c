@@ -8,6 +8,13 @@ static bool has_room(const mimo_job *job)
     return job->ring_count < job->ring_slots;
 }
 
+/* The first waiting job can enter a slot if its cache fits, or leave. */
+static bool can_admit(const mimo_engine *engine)
+{
+    const mimo_job *job = engine->first_waiting;
+    return job != NULL && (atomic_load(&job->cancel) || mimo_budget_has_room(engine, job->limit));
+}
+
 static bool anything_to_do(const mimo_engine *engine)
 {
     if (engine->closing || engine->first_call != NULL)
@@ -19,7 +26,7 @@ static bool anything_to_do(const mimo_engine *engine)
         if (job != NULL && ((has_room(job) && job->ahead == NULL) || atomic_load(&job->cancel)))
             return true;
     }
-    return free_slot && engine->first_waiting != NULL;
+    return free_slot && can_admit(engine);
 }
 
 static mimo_job *pop_waiting(mimo_engine *engine)
@@ -39,16 +46,20 @@ static void end_in_slot(mimo_engine *engine, size_t i, mimo_finish finish, const
     mimo_job_end(job, finish, error);
 }
 
-/* Fills free slots with waiting jobs, in the order of submission, and ends cancelled jobs. The mutex is held. */
+/* Fills free slots with waiting jobs, in the order of submission, as far as their caches fit, and ends cancelled jobs.
+ * The mutex is held. */
 static void admit_and_end(mimo_engine *engine)
 {
     for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++) {
         if (engine->slot[i] != NULL && atomic_load(&engine->slot[i]->cancel))
             end_in_slot(engine, i, MIMO_FINISH_CANCELLED, NULL);
-        while (engine->slot[i] == NULL && engine->first_waiting != NULL) {
+        while (engine->slot[i] == NULL && can_admit(engine)) {
             mimo_job *job = pop_waiting(engine);
+            mimo_error error = {0};
             if (atomic_load(&job->cancel))
                 mimo_job_end(job, MIMO_FINISH_CANCELLED, NULL);
+            else if (mimo_job_open_cache(job, &error) != MIMO_OK)
+                mimo_job_end(job, MIMO_FINISH_ERROR, &error);
             else
                 mimo_follow_begin(engine, engine->slot[i] = job);
         }

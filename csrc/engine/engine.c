@@ -163,8 +163,6 @@ void mimo_engine_close(mimo_engine *engine)
     if (engine->driver_runs)
         pthread_join(engine->driver, NULL);
     pthread_mutex_lock(&engine->mutex);
-    while (engine->users > 0)
-        pthread_cond_wait(&engine->call_done, &engine->mutex);
     if (engine->backend != NULL) {
         mimo_idle_drop_all(engine);
         engine->backend->close(engine->backend);
@@ -224,6 +222,11 @@ uint32_t mimo_engine_threads(const mimo_engine *engine)
 uint32_t mimo_engine_max_context(const mimo_engine *engine)
 {
     return engine->options.max_context;
+}
+
+uint64_t mimo_engine_memory_limit(const mimo_engine *engine)
+{
+    return engine->options.memory_limit;
 }
 
 bool mimo_engine_is_exact(const mimo_engine *engine)

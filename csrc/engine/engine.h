@@ -30,9 +30,10 @@ enum {
 
 typedef struct mimo_engine_options {
     bool exact;
-    uint32_t threads;     /* 0: one per core this process may use */
-    uint32_t max_context; /* positions of a sequence; 0: config.max_positions */
-    const char *variant;  /* NULL: the best kernels that run here */
+    uint32_t threads;      /* 0: one per core this process may use */
+    uint32_t max_context;  /* positions of a sequence; 0: config.max_positions */
+    uint64_t memory_limit; /* bytes for weights, workspace and KV caches together; 0: as many as the system gives */
+    const char *variant;   /* NULL: the best kernels that run here */
 } mimo_engine_options;
 
 /* A drafter's config and tensors, whose file numbers count in the same list of files as the target's. */
@@ -61,6 +62,7 @@ mimo_memory mimo_engine_memory(const mimo_engine *engine);
 const char *mimo_engine_variant(const mimo_engine *engine);
 uint32_t mimo_engine_threads(const mimo_engine *engine);
 uint32_t mimo_engine_max_context(const mimo_engine *engine);
+uint64_t mimo_engine_memory_limit(const mimo_engine *engine);
 bool mimo_engine_is_exact(const mimo_engine *engine);
 bool mimo_engine_is_loaded(mimo_engine *engine);
 
@@ -109,7 +111,7 @@ uint64_t mimo_engine_load_bytes(const mimo_engine *engine);
 typedef struct mimo_job_options {
     const uint32_t *prompt; /* [prompt_count], at least one, each < V; copied */
     size_t prompt_count;
-    size_t max_new_tokens; /* >= 1; prompt_count + max_new_tokens <= max_context */
+    size_t max_new_tokens; /* >= 1; prompt_count + max_new_tokens <= max_context, and their KV cache fits the limit */
     mimo_sampling sampling;
     const uint32_t *eos; /* [eos_count] ids that end the answer; copied */
     size_t eos_count;

@@ -36,9 +36,24 @@ static mimo_status forward_rows(mimo_engine *engine, mimo_call *call, mimo_kv *k
     return MIMO_OK;
 }
 
+/* The call's cache beside those of the jobs in slots, which go on after it. */
+static mimo_status make_room(mimo_engine *engine, mimo_call *call)
+{
+    MIMO_TRY(mimo_budget_check_job(engine, call->count, &call->error));
+    if (!mimo_budget_has_room(engine, call->count))
+        return MIMO_FAIL(&call->error, MIMO_ERR_NOMEM,
+                         "out of memory: the KV cache of %zu tokens does not fit beside those of the running answers",
+                         call->count);
+    pthread_mutex_lock(&engine->mutex);
+    mimo_budget_make_room(engine, call->count);
+    pthread_mutex_unlock(&engine->mutex);
+    return MIMO_OK;
+}
+
 static mimo_status forward(mimo_engine *engine, mimo_call *call)
 {
     mimo_kv *kv;
+    MIMO_TRY(make_room(engine, call));
     MIMO_TRY(engine->backend->kv_open(engine->backend, &kv, &call->error));
     mimo_status status = engine->backend->kv_reserve(engine->backend, kv, call->count, &call->error);
     if (status == MIMO_OK)
@@ -51,6 +66,7 @@ static mimo_status load(mimo_engine *engine, mimo_call *call)
 {
     if (engine->loaded)
         return MIMO_OK;
+    MIMO_TRY(mimo_budget_check_load(engine, &call->error));
     MIMO_TRY(engine->backend->load(engine->backend, engine->files, &call->progress, &call->cancel, &call->error));
     for (size_t i = 0; i < engine->file_count; i++)
         mimo_file_close(&engine->files[i]);

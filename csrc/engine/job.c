@@ -43,7 +43,7 @@ static mimo_status check_options(const mimo_engine *engine, const mimo_job_optio
             err, MIMO_ERR_CONTEXT,
             "context overflow: %zu prompt tokens and %zu new ones need more than the %zu positions of max_context",
             o->prompt_count, o->max_new_tokens, most);
-    return MIMO_OK;
+    return mimo_budget_check_job(engine, o->prompt_count + o->max_new_tokens, err);
 }
 
 static void see(mimo_job *job, uint32_t token)
@@ -77,9 +77,14 @@ static mimo_status fill(mimo_job *job, const mimo_job_options *o, mimo_error *er
         for (size_t i = 0; i < job->known; i++)
             see(job, job->tokens[i]);
     }
-    pthread_mutex_lock(&engine->mutex);
+    return MIMO_OK;
+}
+
+mimo_status mimo_job_open_cache(mimo_job *job, mimo_error *err)
+{
+    mimo_engine *engine = job->engine;
     mimo_idle_take(engine, job->tokens, job->known, &job->kv, &job->computed);
-    pthread_mutex_unlock(&engine->mutex);
+    mimo_budget_make_room(engine, job->limit);
     job->stats.cached_tokens = job->computed;
     if (job->kv == NULL)
         MIMO_TRY(engine->backend->kv_open(engine->backend, &job->kv, err));
@@ -128,17 +133,12 @@ mimo_status mimo_engine_submit(mimo_engine *engine, const mimo_job_options *opti
     mimo_status status = mimo_engine_check_open(engine, err);
     if (status == MIMO_OK && !engine->loaded)
         status = MIMO_FAIL(err, MIMO_ERR_ENGINE, "the engine's weights are not loaded");
-    if (status == MIMO_OK)
-        engine->users++;
     pthread_mutex_unlock(&engine->mutex);
     MIMO_TRY(status);
 
-    status = make_job(engine, options, out, err);
+    MIMO_TRY(make_job(engine, options, out, err));
     pthread_mutex_lock(&engine->mutex);
-    if (status == MIMO_OK)
-        status = enqueue(engine, *out, err);
-    engine->users--;
-    pthread_cond_broadcast(&engine->call_done);
+    status = enqueue(engine, *out, err);
     pthread_mutex_unlock(&engine->mutex);
     return status;
 }

@@ -43,20 +43,41 @@ void mimo_idle_take(mimo_engine *engine, const uint32_t *tokens, size_t count, m
     *best = (mimo_idle_cache){0};
 }
 
+bool mimo_idle_drop_oldest(mimo_engine *engine)
+{
+    mimo_idle_cache *oldest = NULL;
+    for (size_t i = 0; i < MIMO_IDLE_CACHES; i++) {
+        mimo_idle_cache *idle = &engine->idle[i];
+        if (idle->kv != NULL && (oldest == NULL || idle->used < oldest->used))
+            oldest = idle;
+    }
+    if (oldest != NULL)
+        drop(engine, oldest);
+    return oldest != NULL;
+}
+
+static mimo_idle_cache *free_place(mimo_engine *engine)
+{
+    for (size_t i = 0; i < MIMO_IDLE_CACHES; i++)
+        if (engine->idle[i].kv == NULL)
+            return &engine->idle[i];
+    return NULL;
+}
+
 void mimo_idle_give(mimo_engine *engine, mimo_kv *kv, uint32_t *tokens, size_t count)
 {
-    mimo_idle_cache *oldest = &engine->idle[0];
-    for (size_t i = 0; i < MIMO_IDLE_CACHES && oldest->kv != NULL; i++)
-        if (engine->idle[i].kv == NULL || engine->idle[i].used < oldest->used)
-            oldest = &engine->idle[i];
-    drop(engine, oldest);
-    *oldest = (mimo_idle_cache){kv, tokens, count, engine->finished_jobs++};
+    mimo_idle_cache *place = free_place(engine);
+    if (place == NULL && mimo_idle_drop_oldest(engine))
+        place = free_place(engine);
+    engine->backend->kv_trim(engine->backend, kv, count);
+    *place = (mimo_idle_cache){kv, tokens, count, engine->finished_jobs++};
+    mimo_budget_trim_idle(engine);
 }
 
 void mimo_idle_drop_all(mimo_engine *engine)
 {
-    for (size_t i = 0; i < MIMO_IDLE_CACHES; i++)
-        drop(engine, &engine->idle[i]);
+    while (mimo_idle_drop_oldest(engine)) {
+    }
 }
 
 /* ---- jobs that follow another ---- */

@@ -14,7 +14,7 @@ enum { MIMO_IDLE_CACHES = 4 };
 
 /* The KV cache of a finished job, kept for a prompt that begins alike. */
 typedef struct mimo_idle_cache {
-    mimo_kv *kv;
+    mimo_kv *kv;      /* no larger than its tokens need */
     uint32_t *tokens; /* [count] whose keys and values it holds */
     size_t count;
     uint64_t used; /* when, in finished jobs */
@@ -41,7 +41,7 @@ struct mimo_job {
     mimo_kv *kv;
     uint32_t *tokens;       /* [limit] prompt, then answer */
     size_t known, computed; /* tokens known; tokens whose keys and values are cached */
-    size_t limit;           /* prompt_count + max_new_tokens */
+    size_t limit;           /* prompt_count + max_new_tokens: the room that kv has */
     mimo_job *ahead;        /* a job that is computing the first `shared` tokens of this one, which waits for them */
     size_t shared;
     uint32_t *seen;      /* distinct ids so far; NULL without a repetition penalty */
@@ -70,7 +70,6 @@ struct mimo_engine {
     pthread_cond_t work;      /* something for the driver */
     pthread_cond_t call_done; /* some call ended */
     bool closing, closed, loaded;
-    size_t users;            /* threads inside a submission: the backend must outlive them */
     mimo_call *running_call; /* the one that the driver is in, so that closing can cancel it */
     mimo_call *first_call, **last_call;
     mimo_job *first_waiting, **last_waiting;
@@ -109,15 +108,32 @@ void *mimo_driver_main(void *engine);
 void mimo_engine_run_call(mimo_engine *engine, mimo_call *call);
 
 /* job.c */
+/* Gives a job that enters a slot its cache: an idle one, or a fresh one, with room up to its limit. The mutex is held.
+ */
+MIMO_MUST_CHECK mimo_status mimo_job_open_cache(mimo_job *job, mimo_error *err);
 /* Ends an active job: its reader learns why, its cache goes to the idle ones. The mutex is held. */
 void mimo_job_end(mimo_job *job, mimo_finish finish, const mimo_error *error);
 void mimo_job_push(mimo_job *job, const mimo_choice *choice); /* the mutex is held and the ring has room */
 
-/* reuse.c; the mutex is held in the first three. */
+/* budget.c */
+/* MIMO_ERR_NOMEM, with all parts, if weights, workspace and the smallest cache exceed the memory limit. */
+MIMO_MUST_CHECK mimo_status mimo_budget_check_load(const mimo_engine *engine, mimo_error *err);
+/* MIMO_ERR_NOMEM if a cache with room for `positions` can never fit. */
+MIMO_MUST_CHECK mimo_status mimo_budget_check_job(const mimo_engine *engine, size_t positions, mimo_error *err);
+/* Whether a cache with room for `positions` fits beside those of the jobs in slots, if all of them fill. */
+bool mimo_budget_has_room(const mimo_engine *engine, size_t positions);
+/* Drops idle caches until such a cache fits beside them too. The mutex is held. */
+void mimo_budget_make_room(mimo_engine *engine, size_t positions);
+/* Drops idle caches, never the latest, until they are small beside the weights. The mutex is held. */
+void mimo_budget_trim_idle(mimo_engine *engine);
+
+/* reuse.c; the mutex is held in the first five. */
 /* The idle cache that holds the longest beginning of tokens, cut back to it; *cached is its length, 0 with *kv NULL. */
 void mimo_idle_take(mimo_engine *engine, const uint32_t *tokens, size_t count, mimo_kv **kv, size_t *cached);
-/* Keeps kv and tokens (both now the engine's), dropping the cache that was used longest ago. */
+/* Keeps kv and tokens (both now the engine's), dropping the cache that was used longest ago if there are too many. */
 void mimo_idle_give(mimo_engine *engine, mimo_kv *kv, uint32_t *tokens, size_t count);
+/* Frees the cache that was used longest ago; false if there is none. */
+bool mimo_idle_drop_oldest(mimo_engine *engine);
 void mimo_idle_drop_all(mimo_engine *engine);
 /* The driver's. Lets a job that was just admitted wait for one in a slot that computes the same beginning; */
 void mimo_follow_begin(mimo_engine *engine, mimo_job *job);

@@ -70,6 +70,7 @@ typedef struct mimo_memory {
     uint64_t weights, embedding, workspace;
     uint64_t draft_weights;   /* part of weights: the drafter's own */
     uint64_t kv_per_position; /* full-attention layers, the drafter's included, one sequence */
+    uint64_t kv_chunk;        /* positions by which these grow */
     uint64_t kv_fixed;        /* sliding layers, the drafter's included, one sequence */
     uint64_t read_per_token;  /* weight bytes that a step of one row reads, without the drafter's */
 } mimo_memory;
@@ -120,8 +121,10 @@ struct mimo_backend {
     void (*parallel)(mimo_backend *self, void (*fn)(void *context, size_t i, size_t worker), void *context, size_t n);
 
     mimo_status (*kv_open)(mimo_backend *self, mimo_kv **out, mimo_error *err);
-    /* Room for `positions` positions; what is cached stays. */
+    /* Room for `positions` positions; what is cached stays. Address space: memory is taken as positions are written. */
     mimo_status (*kv_reserve)(mimo_backend *self, mimo_kv *kv, size_t positions, mimo_error *err);
+    /* Gives back the room beyond `positions`. */
+    void (*kv_trim)(mimo_backend *self, mimo_kv *kv, size_t positions);
     /* The first `positions` positions of `from` into `to`, which has room for them; kv_can_cut allows it. */
     void (*kv_copy)(mimo_backend *self, mimo_kv *to, const mimo_kv *from, size_t positions);
     /* Whether a cache that holds `cached` positions still serves a sequence cut back to `kept`. The drafter has no say:

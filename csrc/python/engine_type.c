@@ -125,12 +125,14 @@ static int engine_open(engine_object *self, PyObject *config_object, PyObject *t
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"config", "tensors", "files", "precision", "threads", "max_context", "variant", NULL};
+    static char *names[] = {"config",      "tensors", "files",        "precision", "threads",
+                            "max_context", "variant", "memory_limit", NULL};
     PyObject *config, *tensors, *files;
     const char *precision = "fast", *variant = NULL;
     unsigned int threads = 0, max_context = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIz:Engine", names, &config, &tensors, &files, &precision,
-                                     &threads, &max_context, &variant))
+    unsigned long long memory_limit = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzK:Engine", names, &config, &tensors, &files, &precision,
+                                     &threads, &max_context, &variant, &memory_limit))
         return NULL;
     if (strcmp(precision, "fast") != 0 && strcmp(precision, "exact") != 0)
         return PyErr_Format(PyExc_ValueError, "precision: expected 'fast' or 'exact', found '%s'", precision);
@@ -138,8 +140,11 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     engine_object *self = (engine_object *)alloc(type, 0);
     if (self == NULL)
         return NULL;
-    const mimo_engine_options options = {
-        .exact = strcmp(precision, "exact") == 0, .threads = threads, .max_context = max_context, .variant = variant};
+    const mimo_engine_options options = {.exact = strcmp(precision, "exact") == 0,
+                                         .threads = threads,
+                                         .max_context = max_context,
+                                         .memory_limit = memory_limit,
+                                         .variant = variant};
     if (engine_open(self, config, tensors, files, &options) < 0) {
         Py_DECREF(self);
         return NULL;
@@ -329,9 +334,10 @@ static PyObject *engine_memory(engine_object *self, PyObject *unused)
 {
     (void)unused;
     const mimo_memory m = mimo_engine_memory(self->engine);
-    return Py_BuildValue("{sK sK sK sK sK sK sK}", "weights", m.weights, "embedding", m.embedding, "workspace",
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK}", "weights", m.weights, "embedding", m.embedding, "workspace",
                          m.workspace, "kv_per_position", m.kv_per_position, "kv_fixed", m.kv_fixed, "total",
-                         m.weights + m.embedding + m.workspace, "read_per_token", m.read_per_token);
+                         m.weights + m.embedding + m.workspace, "read_per_token", m.read_per_token, "limit",
+                         mimo_engine_memory_limit(self->engine));
 }
 
 static PyObject *engine_profile(engine_object *self, PyObject *args)
@@ -422,7 +428,8 @@ static PyGetSetDef engine_properties[] = {
 };
 
 static PyType_Slot engine_slots[] = {
-    {Py_tp_doc, "Engine(config, tensors, files, *, precision='fast', threads=0, max_context=0, variant=None)\n--\n\n"
+    {Py_tp_doc, "Engine(config, tensors, files, *, precision='fast', threads=0, max_context=0, variant=None, "
+                "memory_limit=0)\n--\n\n"
                 "A model and the worker threads that run it."},
     {Py_tp_new, engine_new},
     {Py_tp_dealloc, engine_dealloc},
