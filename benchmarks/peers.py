@@ -218,14 +218,14 @@ def default(name: str) -> tuple[Path, Path]:
 
 def measure(workers: dict[str, Worker], rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
     """work -> engine -> seconds of one step, by round; "read": bytes per second beside it."""
-    from mimo_ultraspeed import _probe
+    from mimo_ultraspeed import _core
 
     runs: dict[str, dict[str, list[float]]] = {work: {name: [] for name in (*workers, "read")} for work in WORK}
     for number in range(rounds + 1):
         for k, work in enumerate(WORK):
             found = {name: engine.seconds(work, 1 + number * len(WORK) + k) / STEPS[work] for name, engine in workers.items()}
             time.sleep(0.05)  # until the workers' threads sleep
-            found["read"] = _probe.read_bandwidth(PROBE_BYTES, threads, PROBE_SECONDS)
+            found["read"] = _core.read_bandwidth(PROBE_BYTES, threads, PROBE_SECONDS)
             if number > 0:  # the first round warms up
                 for name, value in found.items():
                     runs[work][name].append(value)
@@ -283,9 +283,9 @@ def main() -> None:
         parser.error("--peers: transformers runs the default model only")
     folder, file = made(options.shape) if options.shape else default(options.model)
     try:
-        from mimo_ultraspeed import _probe
+        from mimo_ultraspeed import _core
 
-        int8: float | None = _probe.int8_peak(options.threads, PROBE_SECONDS)
+        int8: float | None = _core.int8_peak(options.threads, PROBE_SECONDS)
     except NotImplementedError:
         int8 = None
     workers = {name: Worker(name, folder, file, options.threads) for name in ("ours", *peers)}

@@ -6,7 +6,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "Job", "cpu_variants", "mxfp4_decode", "mxfp4_encode"]
+__all__ = ["Engine", "Job", "cpu_variants", "int8_peak", "mxfp4_decode", "mxfp4_encode", "read_bandwidth"]
 
 # (name, dtype as the safetensors header spells it, shape, file index, first byte, one past the last byte), absolute in the file
 _Tensor = tuple[str, str, tuple[int, ...], int, int, int]
@@ -75,6 +75,13 @@ class Engine:
     def profile(self, on: bool, /) -> dict[str, Any]:
         """What was counted since the last call (steps, rows, total_ns, ops: name -> calls, busy_ns and wait_ns summed over workers,
         wall_ns, bytes read, macs), all zero if nothing was; then counting starts afresh (True) or stops (False)."""
+    def step_times(self, widths: Sequence[int], *, context: int = 32, repeats: int = 3) -> NDArray[np.int64]:
+        """[repeats, len(widths)] int64: nanoseconds of a step of each width (1 to 128 rows of one sequence, as verification runs
+        them) after `context` positions, logits of all rows included, sampling not. Real steps of made-up tokens, other ones each
+        time, on the driver's thread between the steps of jobs: rounds over all widths, after one step of the widest that warms
+        up. Costs about `context` tokens of prefill and (repeats + 1) times the steps."""
+    def step_profile(self, width: int, *, context: int = 32, repeats: int = 3) -> dict[str, Any]:
+        """What `repeats` such steps of one width counted, as `profile` tells it; counting is off afterwards."""
     @property
     def loaded(self) -> bool: ...
     @property
@@ -115,3 +122,11 @@ def mxfp4_encode(values: NDArray[np.float32], /) -> tuple[NDArray[np.uint8], NDA
 
 def mxfp4_decode(codes: NDArray[np.uint8], scales: NDArray[np.uint8], /) -> NDArray[np.float32]:
     """The inverse of mxfp4_encode: [rows, cols] float32."""
+
+def read_bandwidth(bytes: int, threads: int, seconds: float) -> float:
+    """Bytes per second that `threads` threads read in `seconds`, each over and over its share of `bytes` bytes, which are allocated
+    for it: several times the last-level cache."""
+
+def int8_peak(threads: int, seconds: float) -> float:
+    """Products of 8-bit integers per second that `threads` threads multiply and add in registers, with the best instructions that
+    kernels have here. NotImplementedError on a CPU without any of them."""

@@ -68,7 +68,13 @@ bool mimo_engine_is_loaded(mimo_engine *engine);
 
 /* ---- calls: work done by the driver thread between steps, for one caller that waits ---- */
 
-typedef enum mimo_call_kind { MIMO_CALL_LOAD, MIMO_CALL_FORWARD, MIMO_CALL_DRAFT, MIMO_CALL_PROFILE } mimo_call_kind;
+typedef enum mimo_call_kind {
+    MIMO_CALL_LOAD,
+    MIMO_CALL_FORWARD,
+    MIMO_CALL_DRAFT,
+    MIMO_CALL_PROFILE,
+    MIMO_CALL_TIME_STEPS
+} mimo_call_kind;
 
 typedef struct mimo_call {
     mimo_call_kind kind;
@@ -90,6 +96,13 @@ typedef struct mimo_call {
      * stops */
     mimo_profile *profile;
     bool profile_on;
+    /* MIMO_CALL_TIME_STEPS: how long a step of widths[i] rows (1 .. MIMO_STEP_ROWS) of one sequence takes after
+     * `context` positions, logits of every row included and sampling not. Made-up tokens, other ones in every step;
+     * `repeats` rounds over all widths, after one step that warms up. With `profile`, counts the timed steps there, and
+     * counting is off afterwards. */
+    const uint32_t *widths; /* [width_count] */
+    size_t width_count, repeats, context;
+    int64_t *step_ns; /* [repeats, width_count] */
 
     /* the engine's */
     atomic_uint_fast64_t progress; /* bytes loaded, or rows done */

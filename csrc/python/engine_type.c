@@ -340,6 +340,24 @@ static PyObject *engine_memory(engine_object *self, PyObject *unused)
                          mimo_engine_memory_limit(self->engine));
 }
 
+static PyObject *profile_dict(const mimo_profile *p)
+{
+    PyObject *ops = PyDict_New();
+    for (size_t i = 0; ops != NULL && i < MIMO_OP_COUNT; i++) {
+        if (p->op[i].calls == 0)
+            continue;
+        PyObject *entry = Py_BuildValue("{sK sK sK sK sK sK}", "calls", p->op[i].calls, "busy_ns", p->op[i].busy_ns,
+                                        "wait_ns", p->op[i].wait_ns, "wall_ns", p->op[i].wall_ns, "bytes",
+                                        p->op[i].bytes, "macs", p->op[i].macs);
+        if (entry == NULL || PyDict_SetItemString(ops, mimo_op_infos[i].name, entry) < 0)
+            Py_CLEAR(ops);
+        Py_XDECREF(entry);
+    }
+    return ops != NULL
+               ? Py_BuildValue("{sK sK sK sN}", "steps", p->steps, "rows", p->rows, "total_ns", p->total_ns, "ops", ops)
+               : NULL;
+}
+
 static PyObject *engine_profile(engine_object *self, PyObject *args)
 {
     int on;
@@ -347,22 +365,57 @@ static PyObject *engine_profile(engine_object *self, PyObject *args)
         return NULL;
     mimo_profile p = {0};
     mimo_call call = {.kind = MIMO_CALL_PROFILE, .profile = &p, .profile_on = on != 0};
-    if (finish_call(self, &call, NULL, 0) < 0)
-        return NULL;
-    PyObject *ops = PyDict_New();
-    for (size_t i = 0; ops != NULL && i < MIMO_OP_COUNT; i++) {
-        if (p.op[i].calls == 0)
-            continue;
-        PyObject *entry =
-            Py_BuildValue("{sK sK sK sK sK sK}", "calls", p.op[i].calls, "busy_ns", p.op[i].busy_ns, "wait_ns",
-                          p.op[i].wait_ns, "wall_ns", p.op[i].wall_ns, "bytes", p.op[i].bytes, "macs", p.op[i].macs);
-        if (entry == NULL || PyDict_SetItemString(ops, mimo_op_infos[i].name, entry) < 0)
-            Py_CLEAR(ops);
-        Py_XDECREF(entry);
+    return finish_call(self, &call, NULL, 0) == 0 ? profile_dict(&p) : NULL;
+}
+
+/* An int64 array [repeats, widths] of ns, or NULL with an exception. */
+static PyObject *time_steps(engine_object *self, mimo_call *call, PyObject *widths, Py_ssize_t context,
+                            Py_ssize_t repeats)
+{
+    if (context < 0 || repeats < 1)
+        return PyErr_Format(PyExc_ValueError, "%s: expected %d or more, found %zd", context < 0 ? "context" : "repeats",
+                            context >= 0, context < 0 ? context : repeats);
+    uint32_t *rows = token_ids(widths, "widths", &call->width_count);
+    npy_intp shape[2] = {repeats, (npy_intp)call->width_count};
+    PyObject *array = rows != NULL ? PyArray_SimpleNew(2, shape, NPY_INT64) : NULL;
+    if (array != NULL) {
+        call->kind = MIMO_CALL_TIME_STEPS;
+        call->widths = rows;
+        call->repeats = (size_t)repeats;
+        call->context = (size_t)context;
+        call->step_ns = PyArray_DATA((PyArrayObject *)array);
+        if (finish_call(self, call, NULL, 0) < 0)
+            Py_CLEAR(array);
     }
-    return ops != NULL
-               ? Py_BuildValue("{sK sK sK sN}", "steps", p.steps, "rows", p.rows, "total_ns", p.total_ns, "ops", ops)
-               : NULL;
+    mimo_free(rows);
+    return array;
+}
+
+static PyObject *engine_step_times(engine_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"widths", "context", "repeats", NULL};
+    PyObject *widths;
+    Py_ssize_t context = 32, repeats = 3;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$nn:step_times", names, &widths, &context, &repeats))
+        return NULL;
+    mimo_call call = {0};
+    return time_steps(self, &call, widths, context, repeats);
+}
+
+static PyObject *engine_step_profile(engine_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"width", "context", "repeats", NULL};
+    Py_ssize_t width, context = 32, repeats = 3;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "n|$nn:step_profile", names, &width, &context, &repeats))
+        return NULL;
+    mimo_profile profile = {0};
+    mimo_call call = {.profile = &profile};
+    PyObject *widths = Py_BuildValue("[n]", width);
+    PyObject *times = widths != NULL ? time_steps(self, &call, widths, context, repeats) : NULL;
+    PyObject *result = times != NULL ? profile_dict(&profile) : NULL;
+    Py_XDECREF(widths);
+    Py_XDECREF(times);
+    return result;
 }
 
 /* ---- properties ---- */
@@ -414,6 +467,12 @@ static PyMethodDef engine_methods[] = {
      "plan($self, /, rows=1)\n--\n\nThe tape of a step, as text."},
     {"profile", (PyCFunction)engine_profile, METH_VARARGS,
      "profile($self, on, /)\n--\n\nWhat was counted since the last call; then counting goes on or stops."},
+    {"step_times", (PyCFunction)(void (*)(void))engine_step_times, METH_VARARGS | METH_KEYWORDS,
+     "step_times($self, /, widths, *, context=32, repeats=3)\n--\n\nint64 [repeats, len(widths)]: ns of a step of each "
+     "width."},
+    {"step_profile", (PyCFunction)(void (*)(void))engine_step_profile, METH_VARARGS | METH_KEYWORDS,
+     "step_profile($self, /, width, *, context=32, repeats=3)\n--\n\nWhat steps of that width counted, as profile "
+     "does."},
     {"memory", (PyCFunction)engine_memory, METH_NOARGS, "memory($self, /)\n--\n\nBytes by use."},
     {NULL, NULL, 0, NULL},
 };

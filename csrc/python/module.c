@@ -4,9 +4,11 @@
 static int core_exec(PyObject *module)
 {
     if (mimo_python_import_numpy() < 0 || mimo_python_add_types(module) < 0 ||
-        PyModule_AddFunctions(module, mimo_codec_methods) < 0)
+        PyModule_AddFunctions(module, mimo_codec_methods) < 0 ||
+        PyModule_AddFunctions(module, mimo_machine_methods) < 0)
         return -1;
-    PyObject *all = Py_BuildValue("[sssss]", "Engine", "Job", "cpu_variants", "mxfp4_decode", "mxfp4_encode");
+    PyObject *all = Py_BuildValue("[sssssss]", "Engine", "Job", "cpu_variants", "int8_peak", "mxfp4_decode",
+                                  "mxfp4_encode", "read_bandwidth");
     const int failed = all == NULL || PyModule_AddObjectRef(module, "__all__", all) < 0;
     Py_XDECREF(all);
     return failed ? -1 : 0;

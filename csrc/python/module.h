@@ -9,9 +9,10 @@ typedef struct mimo_module_state {
     PyTypeObject *engine_type, *job_type;
 } mimo_module_state;
 
-extern PyType_Spec mimo_engine_spec;     /* engine_type.c */
-extern PyType_Spec mimo_job_spec;        /* job_type.c */
-extern PyMethodDef mimo_codec_methods[]; /* codec.c */
+extern PyType_Spec mimo_engine_spec;       /* engine_type.c */
+extern PyType_Spec mimo_job_spec;          /* job_type.c */
+extern PyMethodDef mimo_codec_methods[];   /* codec.c */
+extern PyMethodDef mimo_machine_methods[]; /* machine.c */
 
 /* Fills the state of a module whose m_size is sizeof(mimo_module_state), and the slots that go with it. */
 int mimo_python_add_types(PyObject *module);

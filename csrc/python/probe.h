@@ -4,10 +4,9 @@
 
 #include "python/convert.h"
 
-extern PyMethodDef mimo_probe_base_methods[];    /* probe_base.c: failing allocations, counters */
-extern PyMethodDef mimo_probe_format_methods[];  /* probe_format.c: bf16, fp8, mxfp4, panels */
-extern PyMethodDef mimo_probe_kernel_methods[];  /* probe_kernels.c: every kernel of every variant */
-extern PyMethodDef mimo_probe_sample_methods[];  /* probe_sample.c: philox, gumbel, sampling */
-extern PyMethodDef mimo_probe_machine_methods[]; /* probe_machine.c: read bandwidth, int8 peak */
+extern PyMethodDef mimo_probe_base_methods[];   /* probe_base.c: failing allocations, counters */
+extern PyMethodDef mimo_probe_format_methods[]; /* probe_format.c: bf16, fp8, mxfp4, panels */
+extern PyMethodDef mimo_probe_kernel_methods[]; /* probe_kernels.c: every kernel of every variant */
+extern PyMethodDef mimo_probe_sample_methods[]; /* probe_sample.c: philox, gumbel, sampling */
 
 #endif
