@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
-#include "engine/sample.h"
+#include "sample/sample.h"
 #include "model/config.h"
 #include "model/draft.h"
 #include "model/weights.h"

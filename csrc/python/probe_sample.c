@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "engine/sample.h"
+#include "sample/sample.h"
 
 /* philox(key, counters): key [2] and counters [n, 4] uint32 -> blocks [n, 4] uint32. */
 static PyObject *philox(PyObject *module, PyObject *args)
@@ -51,8 +51,10 @@ static PyObject *gumbel(PyObject *module, PyObject *coordinates_obj)
         goto done;
     const uint64_t *at = PyArray_DATA(coordinates);
     double *out = PyArray_DATA((PyArrayObject *)noise);
-    for (npy_intp i = 0; i < PyArray_DIM(coordinates, 0); i++, at += 4)
-        out[i] = mimo_gumbel(at[0], (uint32_t)at[1], at[2], (uint32_t)at[3]);
+    for (npy_intp i = 0; i < PyArray_DIM(coordinates, 0); i++, at += 4) {
+        const mimo_noise noise_of = {.seed = at[0], .stream = (uint32_t)at[1], .position = at[2]};
+        out[i] = mimo_gumbel(&noise_of, (uint32_t)at[3]);
+    }
 done:
     Py_DECREF(coordinates);
     return noise;

@@ -1,4 +1,4 @@
-#include "engine/prefix.h"
+#include "sample/prefix.h"
 
 #include <math.h>
 

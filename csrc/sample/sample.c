@@ -2,20 +2,21 @@
  *
  *   s(v) = penalised logit               z(v) = (s(v) - max s) / temperature, in double; z <= 0
  *   kept = the prefix of the tokens, most likely first, that top-k, top-p and min-p leave
- *   token = argmax over kept of z(v) + gumbel(seed, stream, position, v)
+ *   token = argmax over kept of z(v) + gumbel(seed, stream, position, purpose, v)
  *
  * Noise of 32-bit words is bounded, so whole spans of unlikely tokens are passed over without making theirs, and of the
  * other words most are too small to win whatever their token: the choice is exactly that of the definition. Only logits
  * of penalised tokens are changed. */
-#include "engine/sample.h"
+#include "sample/sample.h"
 
 #include <assert.h>
 #include <float.h>
 #include <math.h>
+#include <stdbool.h>
 
 #include "base/size.h"
-#include "engine/philox.h"
-#include "engine/prefix.h"
+#include "sample/philox.h"
+#include "sample/prefix.h"
 
 typedef struct workspace {
     uint64_t *keys; /* [V] */
@@ -34,8 +35,7 @@ typedef struct contest {
     const mimo_spans *spans;
     filter kept;
     double temperature;
-    uint64_t seed, position;
-    uint32_t stream;
+    mimo_noise noise;
     uint32_t token; /* the best so far */
     double score;
 } contest;
@@ -187,11 +187,16 @@ static uint32_t least_word(double lead)
     return word > 0.0 ? (uint32_t)word : 0;
 }
 
+static bool keeps(const filter *kept, float logit, uint32_t token, double z)
+{
+    return mimo_key(logit, token) >= kept->cut && z >= kept->z_least;
+}
+
 static void offer(contest *c, uint32_t token, uint32_t word)
 {
     const float logit = c->spans->logits[token];
     const double z = z_of(c, logit);
-    if (mimo_key(logit, token) < c->kept.cut || z < c->kept.z_least || z + MIMO_GUMBEL_MAX < c->score)
+    if (!keeps(&c->kept, logit, token, z) || z + MIMO_GUMBEL_MAX < c->score)
         return;
     const double score = z + mimo_gumbel_word(word);
     if (score > c->score || (score == c->score && token < c->token)) {
@@ -207,7 +212,7 @@ static void visit(contest *c, uint32_t span)
     if (largest < mimo_key_logit(c->kept.cut) || z < c->kept.z_least || z + MIMO_GUMBEL_MAX < c->score)
         return;
     uint32_t words[4][MIMO_SPAN_BLOCKS];
-    mimo_philox_span(words, c->seed, c->stream, c->position, span);
+    mimo_philox_span(words, &c->noise, span);
     const uint32_t least = least_word(c->score - z);
     uint32_t able = 0;
     for (int j = 0; j < 4; j++)
@@ -228,17 +233,33 @@ static uint32_t draw(const mimo_spans *spans, const mimo_sampling *sampling, uin
         .spans = spans,
         .kept = make_filter(spans, sampling, w),
         .temperature = (double)sampling->temperature,
-        .seed = sampling->seed,
-        .stream = sampling->stream,
-        .position = position,
+        .noise = {sampling->seed, position, sampling->stream, sampling->purpose},
         .token = spans->argmax,
-        /* The most likely token opens, because a good score soon is what spares work. */
-        .score = mimo_gumbel(sampling->seed, sampling->stream, position, spans->argmax),
     };
+    /* The most likely token opens, because a good score soon is what spares work. */
+    c.score = mimo_gumbel(&c.noise, spans->argmax);
     const size_t count = mimo_spans_count(spans->V);
     for (size_t s = 0; s < count; s++)
         visit(&c, (uint32_t)s);
     return c.token;
+}
+
+/* law [V] of draw, or of greedy. */
+static void fill_law(double *law, const mimo_spans *spans, const mimo_sampling *sampling, const workspace *w)
+{
+    const bool greedy = sampling->temperature == 0.0f;
+    const contest c = {.spans = spans, .temperature = (double)sampling->temperature};
+    const filter kept = greedy ? (filter){0} : make_filter(spans, sampling, w);
+    double total = 0.0;
+    for (size_t v = 0; v < spans->V; v++) {
+        const uint32_t token = (uint32_t)v;
+        const double z = greedy ? 0.0 : z_of(&c, spans->logits[v]);
+        const bool able = greedy ? token == spans->argmax : keeps(&kept, spans->logits[v], token, z);
+        law[v] = able ? exp(z) : 0.0;
+        total += law[v];
+    }
+    for (size_t v = 0; v < spans->V; v++)
+        law[v] /= total;
 }
 
 /* The chosen token's logit before the penalty. */
@@ -278,5 +299,38 @@ mimo_status mimo_sample(mimo_choice *out, float *logits, size_t V, const mimo_sa
     out->token = sampling->temperature == 0.0f ? spans.argmax : draw(&spans, sampling, position, &w);
     if (reporting)
         out->logprob = logprob_of(raw_logit(logits, w.raw, out->token, seen, n_seen), &raw, denominator);
+    return MIMO_OK;
+}
+
+mimo_status mimo_sample_law(double *law, float *logits, size_t V, const mimo_sampling *sampling, uint64_t position,
+                            const uint32_t *seen, size_t n_seen, void *scratch, mimo_error *err)
+{
+    assert(V > 0 && V <= UINT32_MAX && n_seen <= V);
+    const workspace w = lay_out(scratch, V);
+    if (sampling->repetition_penalty == 1.0f)
+        n_seen = 0;
+    penalise(logits, w.raw, seen, n_seen, sampling->repetition_penalty);
+    mimo_spans spans;
+    const mimo_status status = scan(&spans, logits, V, w.maxima, position, err);
+    if (status == MIMO_OK)
+        fill_law(law, &spans, sampling, &w);
+    for (size_t i = 0; i < n_seen; i++)
+        logits[seen[i]] = w.raw[i];
+    return status;
+}
+
+mimo_status mimo_sample_report(mimo_choice *out, const float *logits, size_t V, const mimo_sampling *sampling,
+                               uint64_t position, uint32_t token, void *scratch, mimo_error *err)
+{
+    const workspace w = lay_out(scratch, V);
+    *out = (mimo_choice){.token = token, .logprob = NAN};
+    if (sampling->logprobs == UINT32_MAX)
+        return MIMO_OK;
+    mimo_spans spans;
+    MIMO_TRY(scan(&spans, logits, V, w.maxima, position, err));
+    const double denominator = log_denominator(&spans);
+    if (sampling->logprobs > 0)
+        report_tops(out, w.keys, &spans, denominator, sampling->logprobs);
+    out->logprob = logprob_of(logits[token], &spans, denominator);
     return MIMO_OK;
 }

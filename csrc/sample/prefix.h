@@ -3,14 +3,14 @@
  * A key orders tokens: the larger key is the larger logit, and the lower id where logits are equal. Every filter keeps
  * the tokens whose key is at least some cut, so filters combine by taking the larger cut, and nothing is ever sorted.
  */
-#ifndef MIMO_ENGINE_PREFIX_H
-#define MIMO_ENGINE_PREFIX_H
+#ifndef MIMO_SAMPLE_PREFIX_H
+#define MIMO_SAMPLE_PREFIX_H
 
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "engine/philox.h"
+#include "sample/philox.h"
 
 /* The cut that keeps every finite logit: the least key that any of them has. */
 #define MIMO_CUT_NONE ((uint64_t)0x00800000u << 32)

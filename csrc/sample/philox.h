@@ -1,8 +1,10 @@
 /* The noise of the sampler, by word: private to this room. */
-#ifndef MIMO_ENGINE_PHILOX_H
-#define MIMO_ENGINE_PHILOX_H
+#ifndef MIMO_SAMPLE_PHILOX_H
+#define MIMO_SAMPLE_PHILOX_H
 
 #include <stdint.h>
+
+#include "sample/sample.h"
 
 /* A span is the unit in which noise is made and logits are skipped. */
 enum { MIMO_SPAN_BLOCKS = 16, MIMO_SPAN = 4 * MIMO_SPAN_BLOCKS };
@@ -14,7 +16,6 @@ enum { MIMO_SPAN_BLOCKS = 16, MIMO_SPAN = 4 * MIMO_SPAN_BLOCKS };
 double mimo_gumbel_word(uint32_t word);
 
 /* The words of tokens [span * MIMO_SPAN, (span + 1) * MIMO_SPAN); that of the span's token i is words[i % 4][i / 4]. */
-void mimo_philox_span(uint32_t words[4][MIMO_SPAN_BLOCKS], uint64_t seed, uint32_t stream, uint64_t position,
-                      uint32_t span);
+void mimo_philox_span(uint32_t words[4][MIMO_SPAN_BLOCKS], const mimo_noise *noise, uint32_t span);
 
 #endif
