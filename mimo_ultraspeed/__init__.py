@@ -18,6 +18,8 @@ from .hardware import backends
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .config import ModelConfig
+    from .draft import Draft, DraftConfig
+    from .drafter import Drafter
     from .model import Model
     from .options import GenerationOptions
     from .result import Result, Stats, TokenLogprob
@@ -30,6 +32,9 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ContextOverflowError",
+    "Draft",
+    "DraftConfig",
+    "Drafter",
     "EngineError",
     "GenerationOptions",
     "Model",
@@ -48,6 +53,9 @@ __all__ = [
 
 _HOME = {
     "Checkpoint": "checkpoint",
+    "Draft": "draft",
+    "DraftConfig": "draft",
+    "Drafter": "drafter",
     "GenerationOptions": "options",
     "Model": "model",
     "ModelConfig": "config",

@@ -28,6 +28,9 @@ class Engine:
     precision: "fast" or "exact". threads: 0 is one per available core. max_context: positions per sequence, 0 is the model's.
     variant: kernels by name ("ref", "avx2", "avx512", "neon"), None the best this CPU runs. memory_limit: bytes that weights,
       workspace and KV caches may take together, 0 as many as the system gives; a load or job that cannot fit is a MemoryError.
+    draft: None, or a drafter: config (keys as above; vocab is V', the ids it drafts), tensors (whose files count in `files`), taps
+      (layers of the target), block (B), qk_norm, markov_rank, causal_full, causal_sliding, window_from_anchor, and target_ids (V'
+      ids of the target, or None: all). All required.
     """
 
     def __new__(
@@ -41,6 +44,7 @@ class Engine:
         max_context: int = 0,
         variant: str | None = None,
         memory_limit: int = 0,
+        draft: Mapping[str, Any] | None = None,
     ) -> Self: ...
     def load(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Reads and packs the weights on all threads; progress(done_bytes, total_bytes) is called about ten times a second."""
@@ -67,11 +71,15 @@ class Engine:
         """[T, V] float32: logits after each of the T tokens; step: rows per engine step (0: the largest)."""
     def hidden_states(self, tokens: Sequence[int], layers: Sequence[int], step: int = 0) -> NDArray[np.float32]:
         """[len(layers), T, H] float32: the residual stream after each listed layer."""
-    def plan(self, rows: int = 1) -> str:
-        """The tape of a step of `rows` rows, as text."""
+    def draft_logits(self, tokens: Sequence[int], anchors: Sequence[int], step: int = 0) -> NDArray[np.float32]:
+        """[len(anchors) * (B - 1), V'] float32: logits of the blocks whose anchors are tokens[anchors[i]], ascending, each with the
+        tokens before it as context. A Markov head's bias follows the likeliest token of the slot before."""
+    def plan(self, rows: int = 1, draft: bool = False) -> str:
+        """The tape of a step of `rows` rows, as text; of the drafter, if `draft`."""
     def memory(self) -> dict[str, int]:
-        """Bytes by use: weights (packed), embedding, workspace, kv_per_position (full layers), kv_fixed (windows, per sequence),
-        total (weights + embedding + workspace), limit (0: none), and read_per_token: weight bytes a 1-row step reads."""
+        """Bytes by use: weights (packed; draft_weights of them the drafter's), embedding, workspace, kv_per_position (full layers)
+        and kv_fixed (windows) of a sequence, the drafter's included, total (weights + embedding + workspace), limit (0: none), and
+        read_per_token: weight bytes a 1-row step reads."""
     def profile(self, on: bool, /) -> dict[str, Any]:
         """What was counted since the last call (steps, rows, total_ns, ops: name -> calls, busy_ns and wait_ns summed over workers,
         wall_ns, bytes read, macs), all zero if nothing was; then counting starts afresh (True) or stops (False)."""

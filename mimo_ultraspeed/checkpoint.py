@@ -19,7 +19,7 @@ from .config import ModelConfig
 from .errors import CheckpointError
 from .safetensors_read import parse_json, read_header, show
 
-__all__ = ["Checkpoint", "TableRow", "Tensor", "locate"]
+__all__ = ["Checkpoint", "Folder", "Index", "TableRow", "Tensor", "group", "locate", "read_shards"]
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -86,12 +86,12 @@ class Checkpoint:
         Raises CheckpointError when the files contradict each other or their formats, OSError when one is missing or cannot
         be read; warns (UserWarning) once about skipped tensors and once about unknown config keys.
         """
-        folder = _Folder(locate(path_or_id, revision=revision, local_files_only=local_files_only))
-        config = ModelConfig.from_dict(folder.json_object(CONFIG, _MAX_JSON_BYTES), source=CONFIG)
-        generation = folder.json_object(GENERATION, _MAX_JSON_BYTES) if folder.has(GENERATION) else {}
-        index = _Index.read(folder) if folder.has(INDEX) else None
+        folder = Folder(locate(path_or_id, revision=revision, local_files_only=local_files_only))
+        config = ModelConfig.from_dict(folder.json_object(CONFIG), source=CONFIG)
+        generation = folder.json_object(GENERATION) if folder.has(GENERATION) else {}
+        index = Index.read(folder) if folder.has(INDEX) else None
         names = index.shards if index is not None else folder.single_shards()
-        tensors, skipped, files = _read_shards(folder, names, index)
+        tensors, skipped, files = read_shards(folder, names, index)
         if skipped:
             listed = ", ".join(f"{count} {group} tensors" for group, count in skipped.items())
             warnings.warn(f"{folder.path.name}: skipped {listed}", UserWarning, stacklevel=2)
@@ -118,12 +118,17 @@ class Checkpoint:
 
     def table(self) -> list[TableRow]:
         """The text model's tensors, grouped over layers and experts, in the order of first appearance."""
-        counts: dict[tuple[str, str], list[int]] = {}
-        for tensor in self.tensors:
-            row = counts.setdefault((_NUMBER.sub("*", tensor.name), tensor.dtype), [0, 0])
-            row[0] += 1
-            row[1] += tensor.end - tensor.begin
-        return [TableRow(name, dtype, count, size) for (name, dtype), (count, size) in counts.items()]
+        return group(self.tensors)
+
+
+def group(tensors: Sequence[Tensor]) -> list[TableRow]:
+    """Tensors grouped over layers and experts, in the order of first appearance."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for tensor in tensors:
+        row = counts.setdefault((_NUMBER.sub("*", tensor.name), tensor.dtype), [0, 0])
+        row[0] += 1
+        row[1] += tensor.end - tensor.begin
+    return [TableRow(name, dtype, count, size) for (name, dtype), (count, size) in counts.items()]
 
 
 def locate(path_or_id: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool | None = None) -> Path:
@@ -161,16 +166,19 @@ def locate(path_or_id: str | os.PathLike[str], *, revision: str | None = None, l
     return Path(found).resolve()
 
 
-class _Folder:
+class Folder:
     """A checkpoint's folder; no name leads out of it, but for the links a hub cache makes into its own repository."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        repository = path.parent.parent
-        is_hub_cache = path.parent.name == "snapshots" and (repository / "blobs").is_dir()
-        self._roots = [path, (repository / "blobs").resolve()] if is_hub_cache else [path]
+        self._roots = [path]
+        for snapshot in (path, path.parent):  # of the hub's cache, or a folder in one
+            blobs = snapshot.parent.parent / "blobs"
+            if snapshot.parent.name == "snapshots" and blobs.is_dir():
+                self._roots.append(blobs.resolve())
 
     def has(self, name: str) -> bool:
+        """There is an entry of that name."""
         return (self.path / name).exists() or (self.path / name).is_symlink()
 
     def file(self, name: str, source: str = "") -> Path:
@@ -191,7 +199,8 @@ class _Folder:
             raise CheckpointError(f"{source}{show(name)}: expected a regular file")
         return target
 
-    def json_object(self, name: str, limit: int) -> dict[str, Any]:
+    def json_object(self, name: str, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
+        """The object in a JSON file of at most `limit` bytes. Raises CheckpointError."""
         path = self.file(name)
         with path.open("rb") as file:
             raw = file.read(limit + 1)
@@ -215,44 +224,50 @@ class _Folder:
 
 
 @dataclass(frozen=True)
-class _Index:
+class Index:
+    """Which shard holds which tensor, as an index file says."""
+
+    name: str
     weight_map: Mapping[str, str]
     shards: list[str]
     tp_size: int | None
 
     @classmethod
-    def read(cls, folder: _Folder) -> _Index:
-        raw = folder.json_object(INDEX, _MAX_INDEX_BYTES)
+    def read(cls, folder: Folder, name: str = INDEX) -> Index:
+        """Reads the index file of that name. Raises CheckpointError."""
+        raw = folder.json_object(name, _MAX_INDEX_BYTES)
         weight_map = raw.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{INDEX}: weight_map: expected an object of shard names, found {show(weight_map)}")
-        for name, shard in weight_map.items():
+            raise CheckpointError(f"{name}: weight_map: expected an object of shard names, found {show(weight_map)}")
+        for tensor, shard in weight_map.items():
             if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-                raise CheckpointError(f"{INDEX}: weight_map: {show(name)}: expected a *.safetensors file, found {show(shard)}")
+                raise CheckpointError(f"{name}: weight_map: {show(tensor)}: expected a *.safetensors file, found {show(shard)}")
         metadata = raw.get("metadata")
         if metadata is not None and not isinstance(metadata, dict):
-            raise CheckpointError(f"{INDEX}: metadata: expected an object, found {show(metadata)}")
-        return cls(weight_map, sorted(set(weight_map.values())), _tp_size(metadata or {}))
+            raise CheckpointError(f"{name}: metadata: expected an object, found {show(metadata)}")
+        return cls(name, weight_map, sorted(set(weight_map.values())), _tp_size(metadata or {}, name))
 
 
-def _tp_size(metadata: Mapping[str, Any]) -> int | None:
+def _tp_size(metadata: Mapping[str, Any], source: str) -> int | None:
     value = metadata.get("tp_size")
     if value is None:
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 1 <= value <= 65536:
-        raise CheckpointError(f"{INDEX}: metadata: tp_size: expected a positive integer, found {show(value)}")
+        raise CheckpointError(f"{source}: metadata: tp_size: expected a positive integer, found {show(value)}")
     return value
 
 
-def _read_shards(folder: _Folder, names: Sequence[str], index: _Index | None) -> tuple[list[Tensor], dict[str, int], list[Path]]:
+def read_shards(folder: Folder, names: Sequence[str], index: Index | None) -> tuple[list[Tensor], dict[str, int], list[Path]]:
+    """The text model's tensors in shards `names`, the number of skipped ones by group, and the files. Raises CheckpointError."""
+    said_by = index.name if index is not None else ""
     owner: dict[str, str] = {}
     skipped: Counter[str] = Counter()
     tensors: list[Tensor] = []
-    paths = [folder.file(name, f"{INDEX}: weight_map: " if index is not None else "") for name in names]
+    paths = [folder.file(name, f"{said_by}: weight_map: " if index is not None else "") for name in names]
     if len(set(paths)) != len(paths):
-        raise CheckpointError(f"{INDEX}: weight_map: expected different files, found two names of one file")
+        raise CheckpointError(f"{said_by}: weight_map: expected different files, found two names of one file")
     for number, (shard, path) in enumerate(zip(names, paths, strict=True)):
         for tensor in read_header(path, shard):
             if tensor.name in owner:
@@ -261,13 +276,13 @@ def _read_shards(folder: _Folder, names: Sequence[str], index: _Index | None) ->
             if index is not None and index.weight_map.get(tensor.name) != shard:
                 said = index.weight_map.get(tensor.name)
                 where = "does not list it" if said is None else f"says {show(said)}"
-                raise CheckpointError(f"{shard}: {show(tensor.name)}: found in this shard, but {INDEX} {where}")
-            group = _SKIPPED.match(tensor.name)
-            if group is not None and group.lastgroup is not None:
-                skipped[group.lastgroup] += 1
+                raise CheckpointError(f"{shard}: {show(tensor.name)}: found in this shard, but {said_by} {where}")
+            other = _SKIPPED.match(tensor.name)
+            if other is not None and other.lastgroup is not None:
+                skipped[other.lastgroup] += 1
             else:
                 tensors.append(Tensor(tensor.name, tensor.dtype, tensor.shape, number, tensor.begin, tensor.end))
     if index is not None and len(owner) != len(index.weight_map):
         lost = next(name for name in index.weight_map if name not in owner)
-        raise CheckpointError(f"{INDEX}: weight_map: {show(lost)}: expected in {show(index.weight_map[lost])}, found in no shard")
+        raise CheckpointError(f"{said_by}: weight_map: {show(lost)}: expected in {show(index.weight_map[lost])}, found in no shard")
     return tensors, dict(skipped), paths

@@ -15,7 +15,7 @@ from typing import Any
 from .errors import CheckpointError
 from .safetensors_read import show
 
-__all__ = ["AttentionConfig", "ModelConfig"]
+__all__ = ["AttentionConfig", "Fields", "ModelConfig", "read_list", "read_rope"]
 
 _MAX_LAYERS = 512
 _MAX_TOP_K = 64
@@ -114,7 +114,7 @@ class ModelConfig:
         """
         if not isinstance(raw, Mapping):
             raise CheckpointError(f"{source}: expected an object, found {show(raw)}")
-        fields = _Fields(_merge_text_config(raw, source), f"{source}: ")
+        fields = Fields(_merge_text_config(raw, source), f"{source}: ")
         config = _read_model(fields)
         fields.warn_about_unknown()
         return config
@@ -244,7 +244,7 @@ def _merge_text_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {**outer, **{key: value for key, value in nested.items() if value is not None or key not in outer}}
 
 
-class _Fields:
+class Fields:
     """Typed access to a JSON object by any of several spellings; remembers what was asked for."""
 
     def __init__(self, raw: Mapping[str, Any], prefix: str, without_effect: frozenset[str] = _WITHOUT_EFFECT) -> None:
@@ -308,13 +308,13 @@ class _Fields:
         if value is not None and (type(value) is not type(expected) or value != expected):
             raise self.fail(name, show(expected), value)
 
-    def nested(self, name: str, without_effect: frozenset[str] = frozenset()) -> _Fields | None:
+    def nested(self, name: str, without_effect: frozenset[str] = frozenset()) -> Fields | None:
         _, value = self.take(name)
         if value is None:
             return None
         if not isinstance(value, Mapping):
             raise self.fail(name, "an object", value)
-        return _Fields(value, f"{self._prefix}{name}.", without_effect)
+        return Fields(value, f"{self._prefix}{name}.", without_effect)
 
     def keys(self) -> set[str]:
         return set(self._raw)
@@ -322,7 +322,7 @@ class _Fields:
     def unknown(self) -> list[str]:
         return sorted(str(key) for key in self._raw if key not in self._known) + self._unknown_nested
 
-    def adopt_unknown(self, name: str, inner: _Fields) -> None:
+    def adopt_unknown(self, name: str, inner: Fields) -> None:
         self._unknown_nested += [f"{name}.{key}" for key in inner.unknown()]
 
     def warn_about_unknown(self) -> None:
@@ -332,7 +332,7 @@ class _Fields:
             warnings.warn(f"{self._prefix}ignored {len(unknown)} unknown keys: {shown}", UserWarning, stacklevel=4)
 
 
-def _read_model(fields: _Fields) -> ModelConfig:
+def _read_model(fields: Fields) -> ModelConfig:
     name, model_type = fields.take("model_type")
     if model_type is None:
         model_type = "mimo_v2"
@@ -379,7 +379,7 @@ def _read_model(fields: _Fields) -> ModelConfig:
     )
 
 
-def _refuse_unsupported(fields: _Fields) -> None:
+def _refuse_unsupported(fields: Fields) -> None:
     fields.only("silu", "hidden_act")
     fields.only(False, "attention_bias")
     fields.only(False, "mlp_bias")
@@ -389,10 +389,10 @@ def _refuse_unsupported(fields: _Fields) -> None:
     fields.only(1, "n_group")
 
 
-def _read_pattern(fields: _Fields, layers: int) -> tuple[tuple[int, ...], bool]:
+def _read_pattern(fields: Fields, layers: int) -> tuple[tuple[int, ...], bool]:
     """Per layer 0 full or 1 sliding; and whether the file says it by names (layer_types)."""
-    numbers = _read_list(fields, "hybrid_layer_pattern", layers, {0: 0, 1: 1})
-    names = _read_list(fields, "layer_types", layers, {"full_attention": 0, "sliding_attention": 1})
+    numbers = read_list(fields, "hybrid_layer_pattern", layers, {0: 0, 1: 1})
+    names = read_list(fields, "layer_types", layers, {"full_attention": 0, "sliding_attention": 1})
     if numbers is None and names is None:
         raise fields.fail("hybrid_layer_pattern", f"a list of {layers} values, 0 (full) or 1 (sliding), or layer_types", None)
     if numbers is not None and names is not None and numbers != names:
@@ -402,7 +402,7 @@ def _read_pattern(fields: _Fields, layers: int) -> tuple[tuple[int, ...], bool]:
     return pattern, numbers is None
 
 
-def _read_list(fields: _Fields, name: str, layers: int, values: Mapping[Any, int]) -> tuple[int, ...] | None:
+def read_list(fields: Fields, name: str, layers: int, values: Mapping[Any, int]) -> tuple[int, ...] | None:
     _, given = fields.take(name)
     if given is None:
         return None
@@ -418,10 +418,10 @@ def _read_list(fields: _Fields, name: str, layers: int, values: Mapping[Any, int
     return tuple(values[value] for value in given)
 
 
-def _read_sparse(fields: _Fields, layers: int, experts: int) -> tuple[int, ...]:
+def _read_sparse(fields: Fields, layers: int, experts: int) -> tuple[int, ...]:
     """Per layer 0 dense or 1 sparse: a list, or every n-th layer, both after the first k dense ones."""
     first = fields.integer("first_k_dense_replace", default=0, least=0)
-    by_name = _read_list(fields, "mlp_layer_types", layers, {"dense": 0, "sparse": 1})
+    by_name = read_list(fields, "mlp_layer_types", layers, {"dense": 0, "sparse": 1})
     _, freq = fields.take("moe_layer_freq")
     if freq is None and by_name is not None:
         sparse = by_name
@@ -431,7 +431,7 @@ def _read_sparse(fields: _Fields, layers: int, experts: int) -> tuple[int, ...]:
         step = (1 if experts else 0) if freq is None else freq
         sparse = tuple(int(step > 0 and i >= first and i % max(step, 1) == 0) for i in range(layers))
     else:
-        listed = _read_list(fields, "moe_layer_freq", layers, {0: 0, 1: 1})
+        listed = read_list(fields, "moe_layer_freq", layers, {0: 0, 1: 1})
         assert listed is not None
         sparse = listed
     if any(sparse) and not experts:
@@ -440,13 +440,13 @@ def _read_sparse(fields: _Fields, layers: int, experts: int) -> tuple[int, ...]:
 
 
 def _read_attention(
-    fields: _Fields, hidden: int, pattern: Sequence[int], *, implied: bool
+    fields: Fields, hidden: int, pattern: Sequence[int], *, implied: bool
 ) -> tuple[AttentionConfig, AttentionConfig]:
     heads = fields.integer("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", default=heads)
     head_dim = fields.integer("head_dim", default=max(hidden // heads, 1))
     v_head_dim = fields.integer("v_head_dim", default=head_dim)
-    rope = _read_rope(fields)
+    rope = read_rope(fields)
     swa_head_dim = fields.integer("swa_head_dim", default=head_dim)
     full = AttentionConfig(
         num_heads=heads,
@@ -474,7 +474,7 @@ def _read_attention(
     return full, sliding
 
 
-def _check_attention(fields: _Fields, attention: AttentionConfig, prefix: str) -> None:
+def _check_attention(fields: Fields, attention: AttentionConfig, prefix: str) -> None:
     if attention.num_heads % attention.num_kv_heads:
         raise fields.fail(f"{prefix}num_key_value_heads", f"a divisor of {attention.num_heads} heads", attention.num_kv_heads)
     if attention.partial_rotary_factor > 1:
@@ -484,7 +484,7 @@ def _check_attention(fields: _Fields, attention: AttentionConfig, prefix: str) -
         raise fields.fail("partial_rotary_factor", f"a positive even number of rotated dims of {prefix}head_dim", found)
 
 
-def _read_window(fields: _Fields, *, needed: bool) -> int:
+def _read_window(fields: Fields, *, needed: bool) -> int:
     _, size = fields.take("sliding_window_size")
     _, window = fields.take("sliding_window")
     if type(size) is int and type(window) is int and window == size + 1:
@@ -493,7 +493,7 @@ def _read_window(fields: _Fields, *, needed: bool) -> int:
     return fields.integer("sliding_window", "sliding_window_size", default=None if needed else 0, least=int(needed))
 
 
-def _read_rope(fields: _Fields) -> tuple[tuple[float, float], tuple[float, float]]:
+def read_rope(fields: Fields) -> tuple[tuple[float, float], tuple[float, float]]:
     """(theta, partial factor) of full and of sliding layers, from flat keys or from the nested object of newer files."""
     nested: list[dict[str, float]] = [{}, {}]
     for name in ("rope_scaling", "rope_parameters"):
@@ -522,7 +522,7 @@ def _read_rope(fields: _Fields) -> tuple[tuple[float, float], tuple[float, float
     return (theta, factor), (swa_theta, nested[1].get("partial_rotary_factor", factor))
 
 
-def _one_of(fields: _Fields, name: str, nested: float | None) -> float | None:
+def _one_of(fields: Fields, name: str, nested: float | None) -> float | None:
     _, flat = fields.take(name)
     if flat is None:
         return nested
@@ -532,7 +532,7 @@ def _one_of(fields: _Fields, name: str, nested: float | None) -> float | None:
     return value
 
 
-def _read_rope_object(rope: _Fields) -> dict[str, float]:
+def _read_rope_object(rope: Fields) -> dict[str, float]:
     rope.only("default", "rope_type", "type")
     read: dict[str, float] = {}
     for name in ("rope_theta", "partial_rotary_factor"):
@@ -545,7 +545,7 @@ def _read_rope_object(rope: _Fields) -> dict[str, float]:
     return read
 
 
-def _read_quantization(fields: _Fields) -> str | None:
+def _read_quantization(fields: Fields) -> str | None:
     inner = fields.nested("quantization_config", _WITHOUT_EFFECT_QUANTIZATION)
     if inner is None:
         return None

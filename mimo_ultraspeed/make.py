@@ -25,7 +25,18 @@ from numpy.typing import NDArray
 from .config import AttentionConfig, ModelConfig
 from .safetensors_write import DTYPE_BYTES, ShardWriter, bf16_from_f32
 
-__all__ = ["SHAPES", "SPECIAL_TOKENS", "make"]
+__all__ = [
+    "SHAPES",
+    "SPECIAL_TOKENS",
+    "Spec",
+    "make",
+    "matrix_specs",
+    "mlp_specs",
+    "norm_spec",
+    "pieces",
+    "write_all",
+    "write_json",
+]
 
 _PIECE = 1 << 22  # elements generated at a time; a multiple of 4, as one random word makes 4 of them
 _TILE = 128
@@ -188,6 +199,7 @@ def make(
     overrides: Mapping[str, Any] | None = None,
     mtp: bool = False,
     vision: bool = False,
+    draft: bool | Mapping[str, Any] = False,
     index: bool = True,
     shard_bytes: int | None = None,
     headers_only: bool = False,
@@ -201,6 +213,7 @@ def make(
       [Q|K|V] chunks, as many as full layers have KV heads, each with a scale grid of its own).
     weights: "bf16", "fp8" (128 x 128 tiles), or "mxfp4" (experts in MXFP4, qkv and dense MLPs in FP8). o_proj is BF16 in all.
     router: dtype of router weights, "f32" or "bf16". mtp, vision: add tensors that a reader has to skip.
+    draft: True also writes a drafter into `dflash/`; a mapping gives options of `make_draft`.
     index: False writes one shard and no index. shard_bytes: largest shard, by default a third of the model, at most 4 GiB.
     headers_only: headers are real, data are holes of sparse files: any shape in no space and no time. Its weights are zeros.
     Raises ValueError for wrong arguments, CheckpointError for a config that contradicts itself, OSError for a folder with
@@ -231,9 +244,14 @@ def make(
             for spec in specs:
                 writer.reserve(spec.name, spec.dtype, spec.shape)
             if not headers_only:
-                _write_all(writer, specs, seed, total, progress)
+                write_all(writer, specs, seed, total, progress)
         _write_tokenizer(folder, config)
-        _write_json(folder / "config.json", config.to_dict())
+        write_json(folder / "config.json", config.to_dict())
+        if draft is not False:
+            from .make_draft import make_draft
+
+            options = draft if isinstance(draft, Mapping) else {}
+            make_draft(folder / "dflash", config, options, seed=seed, headers_only=headers_only, progress=progress)
     except BaseException:
         if created and not any(folder.iterdir()):
             folder.rmdir()
@@ -288,8 +306,8 @@ def _resize(pattern: list[int], layers: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Spec:
-    """A tensor to be made; `fill` is how: normal, fp8, fp8_scale, mxfp4, mxfp4_scale."""
+class Spec:
+    """A tensor to be made; `fill` is how: normal, fp8, fp8_scale, mxfp4, mxfp4_scale, or d2t (a drafter's ids)."""
 
     name: str
     dtype: str
@@ -303,107 +321,110 @@ class _Spec:
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
-def _tensors(config: ModelConfig, chunks: int, router: str, *, mtp: bool, vision: bool) -> Iterator[_Spec]:
+def _tensors(config: ModelConfig, chunks: int, router: str, *, mtp: bool, vision: bool) -> Iterator[Spec]:
     hidden, vocab = config.hidden_size, config.vocab_size
     plain = "fp8" if config.quantization else "bf16"
     head_std = 2 / math.sqrt(hidden)  # logits of a standard deviation of 2
-    yield _Spec("model.embed_tokens.weight", "BF16", (vocab, hidden), "normal", head_std if config.tie_word_embeddings else 1.0)
+    yield Spec("model.embed_tokens.weight", "BF16", (vocab, hidden), "normal", head_std if config.tie_word_embeddings else 1.0)
     for i, (sliding, sparse) in enumerate(zip(config.hybrid_layer_pattern, config.moe_layer_freq, strict=True)):
         prefix = f"model.layers.{i}."
         attention = config.sliding if sliding else config.full
-        yield _norm(f"{prefix}input_layernorm.weight", hidden)
+        yield norm_spec(f"{prefix}input_layernorm.weight", hidden)
         yield from _attention(f"{prefix}self_attn.", attention, hidden, chunks, plain, restart_k=not sliding)
-        yield _norm(f"{prefix}post_attention_layernorm.weight", hidden)
+        yield norm_spec(f"{prefix}post_attention_layernorm.weight", hidden)
         if not sparse:
-            yield from _mlp(f"{prefix}mlp.", hidden, config.intermediate_size, plain)
+            yield from mlp_specs(f"{prefix}mlp.", hidden, config.intermediate_size, plain)
             continue
         experts = config.n_routed_experts
-        yield _Spec(f"{prefix}mlp.gate.weight", router, (experts, hidden), "normal", 1 / math.sqrt(hidden))
-        yield _Spec(f"{prefix}mlp.gate.e_score_correction_bias", "F32", (experts,), "normal", 0.1)
+        yield Spec(f"{prefix}mlp.gate.weight", router, (experts, hidden), "normal", 1 / math.sqrt(hidden))
+        yield Spec(f"{prefix}mlp.gate.e_score_correction_bias", "F32", (experts,), "normal", 0.1)
         for e in range(experts):
-            yield from _mlp(f"{prefix}mlp.experts.{e}.", hidden, config.moe_intermediate_size, config.quantization or "bf16")
-    yield _norm("model.norm.weight", hidden)
+            yield from mlp_specs(f"{prefix}mlp.experts.{e}.", hidden, config.moe_intermediate_size, config.quantization or "bf16")
+    yield norm_spec("model.norm.weight", hidden)
     if not config.tie_word_embeddings:
-        yield _Spec("lm_head.weight", "BF16", (vocab, hidden), "normal", head_std)
+        yield Spec("lm_head.weight", "BF16", (vocab, hidden), "normal", head_std)
     if mtp:
         yield from _mtp(config, chunks, plain)
     if vision:
         for name in ("visual.blocks.0.attn.qkv.weight", "visual.patch_embed.proj.weight", "audio_encoder.layers.0.fc1.weight"):
-            yield _Spec(name, "BF16", (96, 32), "normal", 1.0)
-        yield _Spec("speech_embeddings.0.weight", "BF16", (128, hidden), "normal", 1.0)
+            yield Spec(name, "BF16", (96, 32), "normal", 1.0)
+        yield Spec("speech_embeddings.0.weight", "BF16", (128, hidden), "normal", 1.0)
 
 
-def _mtp(config: ModelConfig, chunks: int, plain: str) -> Iterator[_Spec]:
+def _mtp(config: ModelConfig, chunks: int, plain: str) -> Iterator[Spec]:
     hidden = config.hidden_size
     for i in range(3):
         prefix = f"model.mtp.layers.{i}."
         for name in ("enorm", "hnorm", "input_layernorm", "pre_mlp_layernorm", "final_layernorm"):
-            yield _norm(f"{prefix}{name}.weight", hidden)
-        yield _Spec(f"{prefix}eh_proj.weight", "BF16", (hidden, 2 * hidden), "normal", 1 / math.sqrt(2 * hidden))
+            yield norm_spec(f"{prefix}{name}.weight", hidden)
+        yield Spec(f"{prefix}eh_proj.weight", "BF16", (hidden, 2 * hidden), "normal", 1 / math.sqrt(2 * hidden))
         yield from _attention(f"{prefix}self_attn.", config.sliding, hidden, chunks, plain, restart_k=False)
-        yield from _mlp(f"{prefix}mlp.", hidden, config.intermediate_size or hidden, plain)
+        yield from mlp_specs(f"{prefix}mlp.", hidden, config.intermediate_size or hidden, plain)
 
 
-def _norm(name: str, width: int) -> _Spec:
-    return _Spec(name, "BF16", (width,), "normal", 0.1, 1.0)
+def norm_spec(name: str, width: int) -> Spec:
+    """A norm weight: around one."""
+    return Spec(name, "BF16", (width,), "normal", 0.1, 1.0)
 
 
 def _attention(
     prefix: str, attention: AttentionConfig, hidden: int, chunks: int, layout: str, *, restart_k: bool
-) -> Iterator[_Spec]:
+) -> Iterator[Spec]:
     heads, kv_heads = attention.num_heads, attention.num_kv_heads
     q, k, v = heads * attention.head_dim, kv_heads * attention.head_dim, kv_heads * attention.v_head_dim
     if chunks:
         if heads % chunks or kv_heads % chunks:
             raise ValueError(f"a fused layout of {chunks} chunks needs heads it divides, found {heads} and {kv_heads}")
         scale_rows = chunks * _tiles((q + k + v) // chunks)
-        yield from _matrix(f"{prefix}qkv_proj.weight", q + k + v, hidden, layout, scale_rows)
+        yield from matrix_specs(f"{prefix}qkv_proj.weight", q + k + v, hidden, layout, scale_rows)
     else:
-        yield from _matrix(f"{prefix}q_proj.weight", q, hidden, layout)
+        yield from matrix_specs(f"{prefix}q_proj.weight", q, hidden, layout)
         k_rows = kv_heads * _tiles(attention.head_dim) if restart_k else None
-        yield from _matrix(f"{prefix}k_proj.weight", k, hidden, layout, k_rows)
-        yield from _matrix(f"{prefix}v_proj.weight", v, hidden, layout)
-    yield from _matrix(f"{prefix}o_proj.weight", hidden, heads * attention.v_head_dim, "bf16")
+        yield from matrix_specs(f"{prefix}k_proj.weight", k, hidden, layout, k_rows)
+        yield from matrix_specs(f"{prefix}v_proj.weight", v, hidden, layout)
+    yield from matrix_specs(f"{prefix}o_proj.weight", hidden, heads * attention.v_head_dim, "bf16")
     if attention.sinks:
-        yield _Spec(f"{prefix}attention_sink_bias", "BF16", (heads,), "normal", 1.0)
+        yield Spec(f"{prefix}attention_sink_bias", "BF16", (heads,), "normal", 1.0)
 
 
-def _mlp(prefix: str, hidden: int, width: int, layout: str) -> Iterator[_Spec]:
-    yield from _matrix(f"{prefix}gate_proj.weight", width, hidden, layout)
-    yield from _matrix(f"{prefix}up_proj.weight", width, hidden, layout)
-    yield from _matrix(f"{prefix}down_proj.weight", hidden, width, layout)
+def mlp_specs(prefix: str, hidden: int, width: int, layout: str) -> Iterator[Spec]:
+    """Gate, up and down of one MLP."""
+    yield from matrix_specs(f"{prefix}gate_proj.weight", width, hidden, layout)
+    yield from matrix_specs(f"{prefix}up_proj.weight", width, hidden, layout)
+    yield from matrix_specs(f"{prefix}down_proj.weight", hidden, width, layout)
 
 
 def _tiles(size: int) -> int:
     return -(-size // _TILE)
 
 
-def _matrix(name: str, rows: int, cols: int, layout: str, scale_rows: int | None = None) -> Iterator[_Spec]:
+def matrix_specs(name: str, rows: int, cols: int, layout: str, scale_rows: int | None = None) -> Iterator[Spec]:
     """A weight matrix and its scales; scale_rows: rows of an FP8 scale grid that restarts."""
     std = 1 / math.sqrt(cols)
     if layout == "bf16":
-        yield _Spec(name, "BF16", (rows, cols), "normal", std)
+        yield Spec(name, "BF16", (rows, cols), "normal", std)
     elif layout == "fp8":
-        yield _Spec(name, "F8_E4M3", (rows, cols), "fp8", std)
+        yield Spec(name, "F8_E4M3", (rows, cols), "fp8", std)
         grid = (_tiles(rows) if scale_rows is None else scale_rows, _tiles(cols))
-        yield _Spec(f"{name}_scale_inv", "F32", grid, "fp8_scale", std)
+        yield Spec(f"{name}_scale_inv", "F32", grid, "fp8_scale", std)
     else:
         if cols % _BLOCK:
             raise ValueError(f"{name}: MXFP4 needs a multiple of {_BLOCK} columns, found {cols}")
-        yield _Spec(name, "U8", (rows, cols // 2), "mxfp4", std)
-        yield _Spec(f"{name}_scale", "U8", (rows, cols // _BLOCK), "mxfp4_scale", std)
+        yield Spec(name, "U8", (rows, cols // 2), "mxfp4", std)
+        yield Spec(f"{name}_scale", "U8", (rows, cols // _BLOCK), "mxfp4_scale", std)
 
 
-def _write_all(writer: ShardWriter, specs: list[_Spec], seed: int, total: int, progress: bool) -> None:
+def write_all(writer: ShardWriter, specs: list[Spec], seed: int, total: int, progress: bool) -> None:
+    """The elements of all tensors, into their shards."""
     from tqdm import tqdm
 
     with tqdm(total=total, unit="B", unit_scale=True, desc="make", disable=not progress, delay=1) as bar:
         for spec in specs:
-            writer.write(spec.name, _pieces(spec, seed))
+            writer.write(spec.name, pieces(spec, seed))
             bar.update(spec.nbytes)
 
 
-def _pieces(spec: _Spec, seed: int) -> Iterator[NDArray[Any]]:
+def pieces(spec: Spec, seed: int) -> Iterator[NDArray[Any]]:
     """The tensor's elements, a piece at a time: each is a table's entry at 16 random bits, so that numpy's raw bit streams,
     which never change between its versions, decide every byte."""
     digest = hashlib.sha256(f"{seed}:{spec.name}".encode()).digest()
@@ -466,7 +487,8 @@ def _e2m1_values() -> NDArray[np.float64]:
     return np.concatenate([size, -size])
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """An object as a text file."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
@@ -489,7 +511,7 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
         (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        _write_json(
+        write_json(
             folder / "tokenizer_config.json",
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
@@ -502,4 +524,4 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
             },
         )
         generation["eos_token_id"] = [tokenizer.token_to_id("<|endoftext|>"), tokenizer.token_to_id("<|im_end|>")]
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation)

@@ -20,6 +20,8 @@ from .config import ModelConfig
 from .default_model import DEFAULT_MODELS, ensure_default, model_folder
 from .detokenize import TextStream
 from .display import bar, size, table
+from .draft import Draft
+from .drafter import Drafter, open_drafter
 from .errors import EngineError
 from .hardware import CUDA_OFF, memory_limit
 from .options import MAX_ANSWERS, GenerationArguments, GenerationDefaults, GenerationOptions
@@ -57,9 +59,10 @@ class Model:
     leaving its `with` block, frees the weights. A forked child must open its own.
     """
 
-    def __init__(self, checkpoint: Checkpoint, engine: Engine, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, engine: Engine, tokenizer: Tokenizer | None, drafter: Drafter | None = None) -> None:
         """For `from_pretrained`: what describes the model, and an engine that has loaded it."""
         self._checkpoint = checkpoint
+        self._drafter = drafter
         self._engine = engine
         self._tokenizer = tokenizer
         self._defaults = GenerationDefaults.read(checkpoint.generation)
@@ -73,7 +76,7 @@ class Model:
         source: str | os.PathLike[str],
         *,
         device: str = "auto",
-        draft: str | os.PathLike[str] | bool | None = "auto",
+        draft: str | os.PathLike[str] | bool | Draft | None = "auto",
         precision: str = "fast",
         threads: int | None = None,
         max_context: int | None = None,
@@ -85,7 +88,9 @@ class Model:
 
         source: "smollm2-135m" (the embedded default, fetched and converted on first use), a checkpoint's folder, or a hub id
           ("owner/name"). revision: branch, tag or commit of a hub id. local_files_only: True fetches nothing.
-        device: "auto" or "cpu". draft: "auto", None or False; no checkpoint's drafter is run yet, so `draft` is None.
+        device: "auto" or "cpu".
+        draft: "auto" (the checkpoint's own drafter in its folder `dflash/`, or the one shipped for an embedded model, if there is
+          one), None or False for none, the folder of a drafter, or a `Draft` with switches.
         precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
         max_context: positions of prompt and answer together; None is the model's own limit.
         progress: bars on stderr, or in the notebook.
@@ -96,12 +101,17 @@ class Model:
         Raises OSError for missing files, CheckpointError (a ValueError) for contradicting ones, MemoryError, NotImplementedError
         for what this version does not run, ValueError for other arguments out of range.
         """
-        _check_arguments(device, draft, precision, threads, max_context)
+        _check_arguments(device, precision, threads, max_context)
         checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only, progress=progress)
         has_tokenizer = (checkpoint.folder / "tokenizer.json").exists()
         tokenizer = Tokenizer.from_folder(checkpoint.folder) if has_tokenizer else None
+        drafter = open_drafter(draft, checkpoint, shipped=source if isinstance(source, str) and source in DEFAULT_MODELS else None)
+        config, tensors, files = checkpoint.core_arguments()
         engine = Engine(
-            *checkpoint.core_arguments(),
+            config,
+            tensors,
+            files + [str(path) for path in drafter.files] if drafter is not None else files,
+            draft=drafter.to_core() if drafter is not None else None,
             precision=precision,
             threads=threads or 0,
             max_context=max_context or 0,
@@ -109,7 +119,7 @@ class Model:
             memory_limit=memory_limit(),
         )
         try:
-            model = cls(checkpoint, engine, tokenizer)
+            model = cls(checkpoint, engine, tokenizer, drafter)
             with bar(progress, desc="loading", unit="B", unit_scale=True, unit_divisor=1024) as shown:
                 engine.load(partial(_show_load, shown))
         except BaseException:
@@ -132,9 +142,9 @@ class Model:
         return self._tokenizer
 
     @property
-    def draft(self) -> None:
-        """The drafter; None, as there is none."""
-        return None
+    def draft(self) -> Drafter | None:
+        """The drafter; None when there is none."""
+        return self._drafter
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -260,6 +270,32 @@ class Model:
                 raise ValueError(f"layers[{at}]: expected a layer from 0 to {count - 1}, found {layer}")
         return self._engine.hidden_states(check_ids(token_ids, self.config.vocab_size), [int(layer) for layer in layers])
 
+    def draft_logits(
+        self, token_ids: Sequence[int] | NDArray[np.integer[Any]], anchors: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """[B-1, V] float32: the drafter's logits of the B-1 tokens after the last of `token_ids`; -inf where it knows no token.
+
+        The last id is the anchor and those before it are the context. anchors: positions in `token_ids`, ascending, each to be the
+          anchor of a block behind it with what comes before it as context; then the shape is [len(anchors), B-1, V].
+        A Markov head's bias follows the likeliest token of the slot before.
+
+        Raises ValueError without a drafter, for an id outside the vocabulary or no id at all.
+        """
+        self._check_usable()
+        drafter = self._drafter
+        if drafter is None:
+            raise ValueError("draft_logits: this model has no drafter")
+        ids = check_ids(token_ids, self.config.vocab_size)
+        if len(ids) == 0:
+            raise ValueError("token_ids: expected at least one id, the anchor, found none")
+        at = [len(ids) - 1] if anchors is None else [int(anchor) for anchor in anchors]
+        known = self._engine.draft_logits(ids, at)
+        if drafter.target_ids is not None:
+            every = np.full((len(known), self.config.vocab_size), -np.inf, np.float32)
+            every[:, drafter.target_ids] = known
+            known = every
+        return known if anchors is None else known.reshape(len(at), drafter.block_size - 1, -1)
+
     # ---- end ----
 
     def close(self) -> None:
@@ -296,6 +332,7 @@ class Model:
             ("precision", self.precision),
             ("backend", self.backend),
             ("threads", self.threads),
+            ("drafter", "none" if self._drafter is None else f"{self._drafter.folder.name}, block {self._drafter.block_size}"),
         ]
         return [*rows, ("state", "closed") if self._closed else ("memory", size(self._engine.memory()["total"]))]
 
@@ -324,15 +361,11 @@ def _show_load(shown: Any, done: int, total: int) -> None:
     shown.update(done - shown.n)
 
 
-def _check_arguments(device: str, draft: object, precision: str, threads: int | None, max_context: int | None) -> None:
+def _check_arguments(device: str, precision: str, threads: int | None, max_context: int | None) -> None:
     if device.split(":")[0] == "cuda":
         raise NotImplementedError(f"device {device!r}: CUDA is {CUDA_OFF}; device='cpu' runs everywhere")
     if device not in ("auto", "cpu"):
         raise ValueError(f"device: expected 'auto' or 'cpu', found {device!r}")
-    if draft not in ("auto", None, False):
-        raise NotImplementedError(
-            f"draft {draft!r}: running a drafter is not built into this version; draft=None decodes without one"
-        )
     if precision not in ("fast", "exact"):
         raise ValueError(f"precision: expected 'fast' or 'exact', found {precision!r}")
     for name, value in (("threads", threads), ("max_context", max_context)):

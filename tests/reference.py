@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-DTYPES = {"F32": "<f4", "BF16": "<u2", "F8_E4M3": "u1", "U8": "u1"}
+DTYPES = {"F32": "<f4", "BF16": "<u2", "F8_E4M3": "u1", "U8": "u1", "I64": "<i8"}
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 

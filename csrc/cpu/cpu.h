@@ -17,6 +17,7 @@ enum { MIMO_UNIT_OCTETS = 16 };
 typedef struct mimo_cpu_layer {
     const float *attention_norm, *mlp_norm; /* [H] */
     const float *sinks;                     /* [N] or NULL */
+    const float *q_norm, *k_norm;           /* [D] or NULL */
     const float *router_bias;               /* [E] */
     mimo_panel qkv, out, router;
     mimo_panel *gate, *up, *down; /* [mlps] */
@@ -61,7 +62,8 @@ typedef struct mimo_cpu {
     mimo_kv_layout kv_layout;
     mimo_pool *pool;
 
-    uint8_t *slab;      /* all packed weights */
+    uint8_t *slab; /* [slab_bytes] all packed weights */
+    size_t slab_bytes;
     uint8_t *embed;     /* [V, H] as stored: BF16 or F32 */
     float *vectors;     /* norms, sinks, router biases */
     mimo_panel *panels; /* storage of every layer's gate, up, down */
@@ -84,6 +86,8 @@ typedef struct mimo_cpu {
     mimo_scratch *scratch; /* [threads] */
     uint8_t *workspace;
 
+    struct mimo_cpu_draft *draft; /* draft.h; NULL: no drafter. The drafter's own layers are a mimo_cpu inside it. */
+
     bool profiling;
     mimo_profile *profile; /* [threads] */
 
@@ -92,8 +96,9 @@ typedef struct mimo_cpu {
 
 /* load.c */
 MIMO_MUST_CHECK mimo_status mimo_cpu_plan_weights(mimo_cpu *cpu, mimo_error *err);
-mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done,
-                          const atomic_bool *cancel, mimo_error *err);
+/* Of the target or of a drafter. On failure nothing stays loaded. */
+MIMO_MUST_CHECK mimo_status mimo_cpu_load(mimo_cpu *cpu, const mimo_file *files, atomic_uint_fast64_t *done,
+                                          const atomic_bool *cancel, mimo_error *err);
 void mimo_cpu_release_weights(mimo_cpu *cpu);
 
 /* workspace.c */
@@ -101,6 +106,14 @@ MIMO_MUST_CHECK mimo_status mimo_cpu_open_workspace(mimo_cpu *cpu, mimo_error *e
 
 /* run.c */
 void mimo_cpu_step(mimo_backend *self, const mimo_step *step);
+/* Operations [first, end) of cpu's tape on all workers, for `step`. */
+void mimo_cpu_run(mimo_cpu *cpu, const mimo_step *step, uint32_t first, uint32_t end);
+
+/* backend.c */
+/* Frees what the fields hold, the pool excepted. */
+void mimo_cpu_close_parts(mimo_cpu *cpu);
+/* Adds a cache of this layout to the memory of a sequence. */
+void mimo_cpu_count_kv(mimo_cpu *cpu, const mimo_kv_layout *layout);
 
 /* What one worker needs to run one operation. */
 typedef struct mimo_task {
@@ -112,6 +125,9 @@ typedef struct mimo_task {
 
 /* ops_*.c: one function an operation. Each takes units until none is left; the barrier after it is run.c's. */
 void mimo_cpu_embed(const mimo_task *task);
+void mimo_cpu_draft_fuse(const mimo_task *task);
+void mimo_cpu_draft_context(const mimo_task *task);
+void mimo_cpu_draft_embed(const mimo_task *task);
 void mimo_cpu_qkv(const mimo_task *task);
 void mimo_cpu_attention(const mimo_task *task);
 void mimo_cpu_out_proj(const mimo_task *task);
@@ -126,6 +142,10 @@ void mimo_cpu_head(const mimo_task *task);
 
 /* shared by the operations (ops.c) */
 
+/* x [H] = the row of `token` in the embedding table. */
+void mimo_cpu_embed_token(const mimo_cpu *cpu, float *x, size_t token);
+/* Cosines and sines of row t, at its position. */
+void mimo_cpu_angles(const mimo_cpu *cpu, size_t t);
 /* The kernel for `panel`, by its packing. */
 mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel);
 /* Rows as kernels read them, K wide. */

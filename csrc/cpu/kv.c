@@ -25,19 +25,20 @@ void mimo_kv_layout_init(mimo_kv_layout *layout, const mimo_config *config, bool
         layout->ring = mimo_round_up(config->attention[MIMO_SLIDING].window + max_rows - 1, MIMO_KV_CHUNK);
 }
 
-mimo_status mimo_kv_open(mimo_kv **out, const mimo_kv_layout *layout, mimo_error *err)
+mimo_status mimo_kv_open(mimo_kv **out, const mimo_kv_layout *layout, const mimo_kv_layout *draft, mimo_error *err)
 {
     mimo_kv *kv;
     MIMO_TRY(mimo_alloc_array(&kv, 1, sizeof *kv, "KV cache", err));
     kv->layout = layout;
-    if (layout->ring > 0) {
-        const mimo_status status =
-            mimo_alloc_array(&kv->ring, layout->ring / MIMO_KV_CHUNK, layout->chunk_bytes[MIMO_SLIDING],
-                             "KV ring of sliding layers", err);
-        if (status != MIMO_OK) {
-            mimo_free(kv);
-            return status;
-        }
+    mimo_status status = MIMO_OK;
+    if (layout->ring > 0)
+        status = mimo_alloc_array(&kv->ring, layout->ring / MIMO_KV_CHUNK, layout->chunk_bytes[MIMO_SLIDING],
+                                  "KV ring of sliding layers", err);
+    if (status == MIMO_OK && draft != NULL)
+        status = mimo_kv_open(&kv->draft, draft, NULL, err);
+    if (status != MIMO_OK) {
+        mimo_kv_close(kv);
+        return status;
     }
     *out = kv;
     return MIMO_OK;
@@ -60,6 +61,8 @@ static mimo_status reserve_slots(mimo_kv *kv, size_t slots, mimo_error *err)
 
 mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_error *err)
 {
+    if (kv->draft != NULL) /* a block may begin at the last position */
+        MIMO_TRY(mimo_kv_reserve(kv->draft, positions + MIMO_MAX_BLOCK - 1, err));
     if (kv->layout->chunk_bytes[MIMO_FULL] == 0)
         return MIMO_OK;
     const size_t chunks = mimo_ceil_div(positions, MIMO_KV_CHUNK);
@@ -79,6 +82,8 @@ mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_error *err)
 
 void mimo_kv_trim(mimo_kv *kv, size_t positions)
 {
+    if (kv->draft != NULL)
+        mimo_kv_trim(kv->draft, positions);
     while (kv->chunks > mimo_ceil_div(positions, MIMO_KV_CHUNK))
         mimo_free(kv->chunk[--kv->chunks]);
 }
@@ -90,12 +95,59 @@ void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions)
         memcpy(to->chunk[i], from->chunk[i], layout->chunk_bytes[MIMO_FULL]);
     if (layout->ring > 0)
         memcpy(to->ring, from->ring, layout->ring / MIMO_KV_CHUNK * layout->chunk_bytes[MIMO_SLIDING]);
+    if (from->draft != NULL) {
+        mimo_kv_copy(to->draft, from->draft, positions);
+        to->draft->span = from->draft->span;
+        mimo_kv_draft_cut(to, positions);
+    }
+}
+
+/* The first position of a drafter's context that its ring still holds. */
+static size_t draft_begin(const mimo_kv *draft)
+{
+    const mimo_kv_span *span = &draft->span;
+    const size_t ring = draft->layout->ring;
+    return ring > 0 && span->top > span->begin + ring ? span->top - ring : span->begin;
+}
+
+void mimo_kv_draft_cut(mimo_kv *kv, size_t position)
+{
+    mimo_kv_span *span = &kv->draft->span;
+    if (span->end <= position)
+        return;
+    const size_t begin = draft_begin(kv->draft);
+    *span = begin < position ? (mimo_kv_span){.begin = begin, .end = position, .top = position} : (mimo_kv_span){0};
+}
+
+void mimo_kv_draft_add(mimo_kv *kv, size_t position)
+{
+    mimo_kv_span *span = &kv->draft->span;
+    mimo_kv_draft_cut(kv, position);
+    if (span->end != position)
+        *span = (mimo_kv_span){.begin = position};
+    span->end = position + 1;
+    span->top = mimo_max(span->top, span->end);
+}
+
+void mimo_kv_draft_block(mimo_kv *kv, size_t position, size_t width)
+{
+    mimo_kv_span *span = &kv->draft->span;
+    span->top = mimo_max(span->top, position + width);
+}
+
+void mimo_kv_draft_span(const mimo_kv *kv, size_t position, size_t *begin, size_t *end)
+{
+    *begin = draft_begin(kv->draft);
+    *end = mimo_min(kv->draft->span.end, position);
+    if (*begin >= *end)
+        *begin = *end = 0;
 }
 
 void mimo_kv_close(mimo_kv *kv)
 {
     if (kv == NULL)
         return;
+    mimo_kv_close(kv->draft);
     for (size_t i = 0; i < kv->chunks; i++)
         mimo_free(kv->chunk[i]);
     mimo_free(kv->chunk);

@@ -28,22 +28,41 @@ typedef struct mimo_kv_layout {
     size_t value_offset[2];               /* of the values within a head */
 } mimo_kv_layout;
 
+/* Which positions of a drafter's cache hold context: [begin, end), less what its ring has overwritten since. */
+typedef struct mimo_kv_span {
+    size_t begin, end;
+    size_t top; /* one more than the last position written, blocks included */
+} mimo_kv_span;
+
 struct mimo_kv {
     const mimo_kv_layout *layout;
-    uint8_t *ring;   /* [ring / 256] chunks of the sliding layers */
-    uint8_t **chunk; /* [chunks] of the full layers */
+    mimo_kv *draft;    /* the drafter's keys and values of the same sequence, or NULL */
+    mimo_kv_span span; /* in a drafter's cache */
+    uint8_t *ring;     /* [ring / 256] chunks of the sliding layers */
+    uint8_t **chunk;   /* [chunks] of the full layers */
     size_t chunks, chunk_slots;
 };
 
 void mimo_kv_layout_init(mimo_kv_layout *layout, const mimo_config *config, bool exact, size_t max_rows);
 
-MIMO_MUST_CHECK mimo_status mimo_kv_open(mimo_kv **out, const mimo_kv_layout *layout, mimo_error *err);
+/* draft: the layout of the drafter's cache, or NULL; that of a cache is of its sequence and lives and dies with it. */
+MIMO_MUST_CHECK mimo_status mimo_kv_open(mimo_kv **out, const mimo_kv_layout *layout, const mimo_kv_layout *draft,
+                                         mimo_error *err);
 /* Room for `positions` positions; what is cached stays. On failure the cache is as it was. */
 MIMO_MUST_CHECK mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_error *err);
 /* Gives back what lies beyond `positions` positions. */
 void mimo_kv_trim(mimo_kv *kv, size_t positions);
 void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions);
 void mimo_kv_close(mimo_kv *kv);
+
+/* Of a sequence's cache with a drafter: its context does not reach beyond `position`; */
+void mimo_kv_draft_cut(mimo_kv *kv, size_t position);
+/* the context at `position` and no later one is about to be written; */
+void mimo_kv_draft_add(mimo_kv *kv, size_t position);
+/* a block of `width` rows is about to be written at `position`; */
+void mimo_kv_draft_block(mimo_kv *kv, size_t position, size_t width);
+/* the context that a block at `position` can see: [begin, end), end <= position. */
+void mimo_kv_draft_span(const mimo_kv *kv, size_t position, size_t *begin, size_t *end);
 
 /* The 256 positions of `layer` and key/value head `g` that hold `position`; *values is set to its values. */
 uint8_t *mimo_kv_head(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, uint8_t **values);

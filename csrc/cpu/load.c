@@ -7,6 +7,7 @@
 #include "base/alloc.h"
 #include "base/size.h"
 #include "cpu/cpu.h"
+#include "cpu/draft.h"
 #include "format/mxfp4.h"
 
 enum { UNIT_BYTES = 1 << 20 }; /* of source that a worker reads at a time */
@@ -17,9 +18,24 @@ typedef struct item {
     const mimo_matrix *matrix;
 } item;
 
-typedef enum role { ROLE_QKV, ROLE_OUT, ROLE_OUT_FLOAT, ROLE_ROUTER, ROLE_EXPERT, ROLE_DENSE, ROLE_HEAD } role;
+/* FLOAT: read with float rows, so it stays as stored: a router, which decides what experts run, and tables. */
+typedef enum role { ROLE_QKV, ROLE_OUT, ROLE_FLOAT, ROLE_EXPERT, ROLE_DENSE, ROLE_HEAD } role;
 
 typedef void visit(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context);
+
+/* What a drafter has beside its layers. Its head is the target's, unless it drafts some ids only. */
+static void visit_draft(mimo_cpu *cpu, visit *fn, void *context)
+{
+    mimo_cpu_draft *draft = cpu->draft;
+    const mimo_weights *w = cpu->weights;
+    fn(cpu, &draft->fuse, &w->fuse, ROLE_DENSE, context);
+    if (cpu->config->markov_rank > 0) {
+        fn(cpu, &draft->markov_in, &w->markov_in, ROLE_FLOAT, context);
+        fn(cpu, &draft->markov_out, &w->markov_out, ROLE_FLOAT, context);
+    }
+    if (draft->config->target_id != NULL)
+        fn(cpu, &cpu->head, &w->head, ROLE_HEAD, context);
+}
 
 /* Every packed matrix in the order in which a step reads them. */
 static void visit_panels(mimo_cpu *cpu, visit *fn, void *context)
@@ -31,16 +47,19 @@ static void visit_panels(mimo_cpu *cpu, visit *fn, void *context)
         fn(cpu, &layer->qkv, &w->qkv, ROLE_QKV, context);
         /* Attention output is quantised head by head: its matrix takes int8 rows only if heads are whole blocks. */
         const bool whole = mimo_layer_attention(cpu->config, i)->v_head_dim % MIMO_MX_BLOCK == 0;
-        fn(cpu, &layer->out, &w->out, whole ? ROLE_OUT : ROLE_OUT_FLOAT, context);
+        fn(cpu, &layer->out, &w->out, whole ? ROLE_OUT : ROLE_FLOAT, context);
         if (mlp == ROLE_EXPERT)
-            fn(cpu, &layer->router, &w->router, ROLE_ROUTER, context);
+            fn(cpu, &layer->router, &w->router, ROLE_FLOAT, context);
         for (uint32_t e = 0; e < w->mlps; e++) {
             fn(cpu, &layer->gate[e], &w->gate[e], mlp, context);
             fn(cpu, &layer->up[e], &w->up[e], mlp, context);
             fn(cpu, &layer->down[e], &w->down[e], mlp, context);
         }
     }
-    fn(cpu, &cpu->head, &cpu->weights->head, ROLE_HEAD, context);
+    if (cpu->config->taps > 0)
+        visit_draft(cpu, fn, context);
+    else
+        fn(cpu, &cpu->head, &cpu->weights->head, ROLE_HEAD, context);
 }
 
 typedef struct totals {
@@ -65,8 +84,7 @@ static void add_bytes(totals *t, size_t *sum, size_t count, size_t size)
 static void plan_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
 {
     totals *t = context;
-    /* The router decides which experts run: it stays as stored. */
-    const bool fast = !cpu->exact && use != ROLE_ROUTER && use != ROLE_OUT_FLOAT;
+    const bool fast = !cpu->exact && use != ROLE_FLOAT;
     *panel = (mimo_panel){
         .packing = mimo_packing_choose(matrix->format, matrix->cols, fast), .rows = matrix->rows, .cols = matrix->cols};
     const size_t octets = mimo_panel_octets(panel);
@@ -96,7 +114,8 @@ static void place_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *mat
 
 static size_t embed_bytes(const mimo_cpu *cpu)
 {
-    return (size_t)cpu->config->vocab * mimo_format_row_bytes(cpu->weights->embed.format, cpu->config->hidden);
+    const mimo_matrix *table = &cpu->weights->embed; /* without rows in a drafter */
+    return (size_t)table->rows * mimo_format_row_bytes(table->format, table->cols);
 }
 
 mimo_status mimo_cpu_plan_weights(mimo_cpu *cpu, mimo_error *err)
@@ -118,6 +137,7 @@ mimo_status mimo_cpu_plan_weights(mimo_cpu *cpu, mimo_error *err)
     visit_panels(cpu, plan_panel, &t);
     if (t.overflow)
         return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: the packed weights exceed the address space");
+    cpu->slab_bytes = t.slab;
     cpu->base.memory.weights = t.slab;
     cpu->base.memory.embedding = embed_bytes(cpu);
     cpu->base.memory.read_per_token = t.per_token + (c->experts > 0 ? t.experts * c->top_k / c->experts : 0);
@@ -220,46 +240,70 @@ static void load_worker(void *context, mimo_worker *worker)
     }
 }
 
-static mimo_status load_vector(const float **out, float **next, const mimo_vector *from, const mimo_file *files,
-                               void *scratch, mimo_error *err)
+/* One vector to read, and where its address goes. */
+typedef struct vector {
+    const float **to;
+    const mimo_vector *from;
+} vector;
+
+/* Most of a layer, or of what lies beside the layers. */
+enum { VECTORS = 6 };
+
+static size_t vectors_of_layer(vector out[VECTORS], mimo_cpu *cpu, uint32_t i)
 {
-    *out = NULL;
-    if (from->length == 0)
-        return MIMO_OK;
-    MIMO_TRY(mimo_vector_read(*next, from, files, scratch, err));
-    *out = *next;
-    *next += mimo_round_up(from->length, 16);
-    return MIMO_OK;
+    const mimo_layer_weights *w = &cpu->weights->layer[i];
+    mimo_cpu_layer *layer = &cpu->layer[i];
+    const vector all[VECTORS] = {{&layer->attention_norm, &w->attention_norm},
+                                 {&layer->mlp_norm, &w->mlp_norm},
+                                 {&layer->sinks, &w->sinks},
+                                 {&layer->q_norm, &w->q_norm},
+                                 {&layer->k_norm, &w->k_norm},
+                                 {&layer->router_bias, &w->router_bias}};
+    memcpy(out, all, sizeof all);
+    return VECTORS;
+}
+
+static size_t vectors_of_model(vector out[VECTORS], mimo_cpu *cpu)
+{
+    const mimo_weights *w = cpu->weights;
+    out[0] = (vector){&cpu->norm, &w->norm};
+    if (cpu->config->taps == 0)
+        return 1;
+    out[1] = (vector){&cpu->draft->fuse_norm, &w->fuse_norm};
+    out[2] = (vector){&cpu->draft->mask, &w->mask};
+    return 3;
+}
+
+/* Vectors of layer i; i = layers: of the model. */
+static size_t vectors_at(vector out[VECTORS], mimo_cpu *cpu, uint32_t i)
+{
+    return i < cpu->config->layers ? vectors_of_layer(out, cpu, i) : vectors_of_model(out, cpu);
 }
 
 /* Norms, sinks and router biases: small, read by one thread. */
 static mimo_status load_vectors(mimo_cpu *cpu, const mimo_file *files, mimo_error *err)
 {
-    const mimo_config *c = cpu->config;
-    size_t longest = mimo_max(c->hidden, c->experts), total = mimo_round_up(c->hidden, 16);
-    for (uint32_t i = 0; i < c->layers; i++) {
-        const size_t N = mimo_layer_attention(c, i)->heads;
-        longest = mimo_max(longest, N);
-        total += 2 * mimo_round_up(c->hidden, 16) + mimo_round_up(N, 16) + mimo_round_up(c->experts, 16);
-    }
+    const uint32_t L = cpu->config->layers;
+    size_t longest = 0, total = 0;
+    vector v[VECTORS];
+    for (uint32_t i = 0; i <= L; i++)
+        for (size_t n = vectors_at(v, cpu, i); n-- > 0;) {
+            longest = mimo_max(longest, v[n].from->length);
+            total += mimo_round_up(v[n].from->length, 16);
+        }
     float *scratch;
     MIMO_TRY(mimo_alloc_array(&cpu->vectors, total, sizeof(float), "norm weights", err));
     MIMO_TRY(mimo_alloc_array(&scratch, longest, sizeof(float), "norm weights", err));
     float *next = cpu->vectors;
-    mimo_status status = load_vector(&cpu->norm, &next, &cpu->weights->norm, files, scratch, err);
-    for (uint32_t i = 0; status == MIMO_OK && i < c->layers; i++) {
-        const mimo_layer_weights *w = &cpu->weights->layer[i];
-        mimo_cpu_layer *layer = &cpu->layer[i];
-        const struct {
-            const float **to;
-            const mimo_vector *from;
-        } vectors[] = {{&layer->attention_norm, &w->attention_norm},
-                       {&layer->mlp_norm, &w->mlp_norm},
-                       {&layer->sinks, &w->sinks},
-                       {&layer->router_bias, &w->router_bias}};
-        for (size_t v = 0; status == MIMO_OK && v < sizeof vectors / sizeof *vectors; v++)
-            status = load_vector(vectors[v].to, &next, vectors[v].from, files, scratch, err);
-    }
+    mimo_status status = MIMO_OK;
+    for (uint32_t i = 0; i <= L; i++)
+        for (size_t n = vectors_at(v, cpu, i); status == MIMO_OK && n-- > 0;) {
+            const bool any = v[n].from->length > 0;
+            if (any)
+                status = mimo_vector_read(next, v[n].from, files, scratch, err);
+            *v[n].to = any ? next : NULL;
+            next += mimo_round_up(v[n].from->length, 16);
+        }
     mimo_free(scratch);
     return status;
 }
@@ -277,13 +321,13 @@ static mimo_status open_loader(loader *l, mimo_error *err)
     visit_panels(cpu, collect_panel, l);
     l->first[items] = l->units;
     l->embed_rows = mimo_max(1, UNIT_BYTES / mimo_format_row_bytes(cpu->weights->embed.format, cpu->config->hidden));
-    l->units += mimo_ceil_div(cpu->config->vocab, l->embed_rows);
+    l->units += mimo_ceil_div(cpu->weights->embed.rows, l->embed_rows);
     return MIMO_OK;
 }
 
 static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
 {
-    MIMO_TRY(mimo_alloc_array(&cpu->slab, 1, cpu->base.memory.weights, "packed weights", err));
+    MIMO_TRY(mimo_alloc_array(&cpu->slab, 1, cpu->slab_bytes, "packed weights", err));
     MIMO_TRY(mimo_alloc_array(&cpu->embed, 1, embed_bytes(cpu), "embedding table", err));
     size_t at = 0;
     visit_panels(cpu, place_panel, &at);
@@ -297,10 +341,9 @@ static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
     return MIMO_OK;
 }
 
-mimo_status mimo_cpu_load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done,
-                          const atomic_bool *cancel, mimo_error *err)
+mimo_status mimo_cpu_load(mimo_cpu *cpu, const mimo_file *files, atomic_uint_fast64_t *done, const atomic_bool *cancel,
+                          mimo_error *err)
 {
-    mimo_cpu *cpu = (mimo_cpu *)self;
     loader l = {.cpu = cpu, .files = files, .done = done, .cancel = cancel};
     mimo_alloc_trim();
     pthread_mutex_init(&l.mutex, NULL);

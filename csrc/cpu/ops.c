@@ -75,10 +75,9 @@ void mimo_cpu_add_residual(const mimo_task *task, const float *values, size_t st
     }
 }
 
-static void embed_row(const mimo_cpu *cpu, size_t t)
+void mimo_cpu_embed_token(const mimo_cpu *cpu, float *x, size_t token)
 {
-    const size_t H = cpu->config->hidden, token = cpu->step->token[t];
-    float *x = cpu->x + t * H;
+    const size_t H = cpu->config->hidden;
     if (cpu->weights->embed.format == MIMO_FORMAT_F32) {
         memcpy(x, (const float *)(const void *)cpu->embed + token * H, H * sizeof(float));
     } else {
@@ -86,6 +85,10 @@ static void embed_row(const mimo_cpu *cpu, size_t t)
         for (size_t h = 0; h < H; h++)
             x[h] = mimo_bf16_decode(from[h]);
     }
+}
+
+void mimo_cpu_angles(const mimo_cpu *cpu, size_t t)
+{
     const float position = (float)cpu->step->position[t];
     for (int kind = 0; kind < 2; kind++) {
         const size_t half = cpu->angles[kind];
@@ -99,8 +102,11 @@ static void embed_row(const mimo_cpu *cpu, size_t t)
 
 void mimo_cpu_embed(const mimo_task *task)
 {
-    for (size_t t; (t = mimo_pool_take(task->worker)) < task->cpu->step->rows;)
-        embed_row(task->cpu, t);
+    const mimo_cpu *cpu = task->cpu;
+    for (size_t t; (t = mimo_pool_take(task->worker)) < cpu->step->rows;) {
+        mimo_cpu_embed_token(cpu, cpu->x + t * cpu->config->hidden, cpu->step->token[t]);
+        mimo_cpu_angles(cpu, t);
+    }
 }
 
 void mimo_cpu_head(const mimo_task *task)

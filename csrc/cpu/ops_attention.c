@@ -4,6 +4,7 @@
 
 #include "base/size.h"
 #include "cpu/cpu.h"
+#include "cpu/draft.h"
 #include "cpu/math.h"
 
 /* ---- qkv ---- */
@@ -27,6 +28,7 @@ typedef struct qkv_run {
     const mimo_panel *panel;
     const mimo_act *act;
     mimo_gemm *gemm;
+    uint32_t layer;
     uint8_t kind;
 } qkv_run;
 
@@ -44,8 +46,7 @@ static void store(const qkv_run *run, uint32_t head, size_t t, const float *valu
     if (head < a->heads)
         memcpy(cpu->q + (t * a->heads + head) * a->head_dim + first, values, count * sizeof(float));
     else
-        mimo_kv_write_key(cpu->step->kv[t], run->task->op->layer, head - a->heads, cpu->step->position[t], values,
-                          first, count);
+        mimo_kv_write_key(cpu->step->kv[t], run->layer, head - a->heads, cpu->step->position[t], values, first, count);
 }
 
 /* The rotated dims j in [first, first + m) and their partners j + R/2. */
@@ -76,13 +77,17 @@ static void project_plain(const qkv_run *run, uint32_t head, size_t first, size_
         store(run, head, t, values + t * count, first, count);
 }
 
-/* A head whose rotary pairs do not fall into octets: projected whole. */
+/* A head that is normed, or whose rotary pairs do not fall into octets: projected whole. */
 static void project_whole(const qkv_run *run, uint32_t head)
 {
     const mimo_cpu *cpu = run->task->cpu;
     const size_t D = run->a->head_dim, R = run->a->rotary_dim;
+    const mimo_cpu_layer *layer = &cpu->layer[run->layer];
+    const float *norm = head < run->a->heads ? layer->q_norm : layer->k_norm;
     float *values = project(run, (size_t)head * D, D, run->task->scratch->gemm);
     for (size_t t = 0; t < cpu->step->rows; t++) {
+        if (norm != NULL)
+            cpu->kernels->rms_norm(values + t * D, values + t * D, norm, D, cpu->config->norm_eps);
         cpu->kernels->rope(values + t * D, cpu->cos[run->kind] + t * R / 2, cpu->sin[run->kind] + t * R / 2, R);
         store(run, head, t, values + t * D, 0, D);
     }
@@ -99,7 +104,7 @@ static void project_value(const qkv_run *run, uint32_t g, size_t first, size_t c
         float *v = values + t * count;
         for (size_t i = 0; i < count; i++)
             v[i] *= scale;
-        mimo_kv_write_value(cpu->step->kv[t], run->task->op->layer, g, cpu->step->position[t], v, first, count);
+        mimo_kv_write_value(cpu->step->kv[t], run->layer, g, cpu->step->position[t], v, first, count);
     }
 }
 
@@ -119,23 +124,53 @@ static void run_head_unit(const qkv_run *run, head_unit u)
     }
 }
 
+static qkv_run begin_qkv(const mimo_task *task, uint32_t layer, const mimo_act *act)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_panel *panel = &cpu->layer[layer].qkv;
+    return (qkv_run){.task = task,
+                     .a = mimo_layer_attention(cpu->config, layer),
+                     .panel = panel,
+                     .act = act,
+                     .gemm = mimo_cpu_gemm(cpu, panel),
+                     .layer = layer,
+                     .kind = cpu->config->sliding[layer]};
+}
+
 void mimo_cpu_qkv(const mimo_task *task)
 {
     const mimo_cpu *cpu = task->cpu;
     const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
-    const mimo_attention *a = mimo_layer_attention(cpu->config, task->op->layer);
     const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, layer->attention_norm);
     const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
-    const qkv_run run = {.task = task,
-                         .a = a,
-                         .panel = &layer->qkv,
-                         .act = &act,
-                         .gemm = mimo_cpu_gemm(cpu, &layer->qkv),
-                         .kind = cpu->config->sliding[task->op->layer]};
-    const uint32_t parts = head_parts(a);
-    const size_t units = (size_t)parts * (a->heads + 2 * a->kv_heads);
+    const qkv_run run = begin_qkv(task, task->op->layer, &act);
+    const uint32_t parts = layer->q_norm != NULL ? 1 : head_parts(run.a);
+    const size_t units = (size_t)parts * (run.a->heads + 2 * run.a->kv_heads);
     for (size_t unit; (unit = mimo_pool_take(task->worker)) < units;)
         run_head_unit(&run, (head_unit){(uint32_t)(unit / parts), (uint32_t)(unit % parts), parts});
+}
+
+/* A unit of a drafter's context is one head of keys or values. */
+static uint32_t context_units(const mimo_cpu *cpu, uint32_t layer)
+{
+    return 2 * mimo_layer_attention(cpu->config, layer)->kv_heads;
+}
+
+void mimo_cpu_draft_context(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, cpu->draft->fuse_norm);
+    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    uint32_t layer = 0;
+    for (size_t first = 0;;) { /* units of the layers before */
+        const size_t unit = mimo_pool_take(task->worker);
+        while (layer < cpu->config->layers && unit >= first + context_units(cpu, layer))
+            first += context_units(cpu, layer++);
+        if (layer == cpu->config->layers)
+            return;
+        const qkv_run run = begin_qkv(task, layer, &act);
+        run_head_unit(&run, (head_unit){run.a->heads + (uint32_t)(unit - first), 0, 1});
+    }
 }
 
 /* ---- attention ---- */
@@ -174,7 +209,9 @@ static void attend(const mimo_task *task, const mimo_attention *a, size_t t, siz
     const uint32_t layer = task->op->layer;
     const size_t D = a->head_dim, Dv = a->v_head_dim, position = step->position[t];
     const uint32_t g = (uint32_t)(head / (a->heads / a->kv_heads));
-    const size_t lowest = a->window > 0 && position + 1 > a->window ? position + 1 - a->window : 0;
+    size_t lowest = a->window > 0 && position + 1 > a->window ? position + 1 - a->window : 0, after = position + 1;
+    if (cpu->config->taps > 0)
+        mimo_cpu_draft_keys(cpu, a, t, &lowest, &after);
     const float *q = cpu->q + (t * a->heads + head) * D;
     const float scale = 1.0f / sqrtf((float)D);
 
@@ -182,8 +219,8 @@ static void attend(const mimo_task *task, const mimo_attention *a, size_t t, siz
     float *memory = task->scratch->attention;
     const partial total = partial_at(memory, heads), chunk = partial_at(memory + width, heads);
     float *scores = memory + mimo_round_up(2 * width, 16);
-    for (size_t first = lowest / MIMO_KV_CHUNK * MIMO_KV_CHUNK; first <= position; first += MIMO_KV_CHUNK) {
-        const size_t begin = mimo_max(lowest, first) - first, end = mimo_min(position + 1 - first, MIMO_KV_CHUNK);
+    for (size_t first = lowest / MIMO_KV_CHUNK * MIMO_KV_CHUNK; first < after; first += MIMO_KV_CHUNK) {
+        const size_t begin = mimo_max(lowest, first) - first, end = mimo_min(after - first, MIMO_KV_CHUNK);
         uint8_t *values;
         const uint8_t *keys = mimo_kv_head(step->kv[t], layer, g, first, &values);
         const bool is_first = first <= lowest;

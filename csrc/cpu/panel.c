@@ -184,6 +184,15 @@ mimo_status mimo_panel_pack(const mimo_panel *to, const mimo_matrix *from, size_
     return MIMO_OK;
 }
 
+void mimo_panel_read_row(float *out, const mimo_panel *panel, size_t row)
+{
+    const size_t at = row / LANES * panel->cols * LANES + row % LANES;
+    for (size_t k = 0; k < panel->cols; k++)
+        out[k] = panel->packing == MIMO_PACK_F32
+                     ? ((const float *)(const void *)panel->data)[at + k * LANES]
+                     : mimo_bf16_decode(((const uint16_t *)(const void *)panel->data)[at + k * LANES]);
+}
+
 mimo_status mimo_vector_read(float *out, const mimo_vector *from, const mimo_file *files, void *scratch,
                              mimo_error *err)
 {

@@ -60,6 +60,9 @@ size_t mimo_pack_scratch_bytes(const mimo_matrix *from, size_t octets);
 MIMO_MUST_CHECK mimo_status mimo_panel_pack(const mimo_panel *to, const mimo_matrix *from, size_t octet, size_t octets,
                                             const mimo_file *files, void *scratch, mimo_error *err);
 
+/* out[cols] = a row of an F32 or BF16 panel. */
+void mimo_panel_read_row(float *out, const mimo_panel *panel, size_t row);
+
 /* out[length] = the vector as float; non-finite values are MIMO_ERR_FORMAT. scratch holds 4 * length bytes. */
 MIMO_MUST_CHECK mimo_status mimo_vector_read(float *out, const mimo_vector *from, const mimo_file *files, void *scratch,
                                              mimo_error *err);

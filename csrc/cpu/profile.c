@@ -76,6 +76,9 @@ static void count_op(const mimo_cpu *cpu, const mimo_op *op, uint64_t *bytes, ui
         *macs += cpu->step->outputs * panel_macs(&cpu->head);
         return;
     case MIMO_OP_EMBED:
+    case MIMO_OP_DRAFT_FUSE: /* a drafter is not profiled */
+    case MIMO_OP_DRAFT_CONTEXT:
+    case MIMO_OP_DRAFT_EMBED:
     case MIMO_OP_COUNT:
         return;
     }

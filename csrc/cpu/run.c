@@ -24,6 +24,15 @@ static void run_op(const mimo_task *task)
     case MIMO_OP_EMBED:
         mimo_cpu_embed(task);
         break;
+    case MIMO_OP_DRAFT_FUSE:
+        mimo_cpu_draft_fuse(task);
+        break;
+    case MIMO_OP_DRAFT_CONTEXT:
+        mimo_cpu_draft_context(task);
+        break;
+    case MIMO_OP_DRAFT_EMBED:
+        mimo_cpu_draft_embed(task);
+        break;
     case MIMO_OP_QKV:
         mimo_cpu_qkv(task);
         break;
@@ -56,11 +65,17 @@ static void run_op(const mimo_task *task)
     }
 }
 
+typedef struct tape {
+    mimo_cpu *cpu;
+    uint32_t first, end;
+} tape;
+
 static void run_tape(void *context, mimo_worker *worker)
 {
-    mimo_cpu *cpu = context;
+    const tape *t = context;
+    mimo_cpu *cpu = t->cpu;
     mimo_alloc_freeze(true);
-    for (uint32_t i = 0; i < cpu->plan.count; i++) {
+    for (uint32_t i = t->first; i < t->end; i++) {
         const mimo_op *op = &cpu->plan.op[i];
         const mimo_task task = {.cpu = cpu, .op = op, .worker = worker, .scratch = &cpu->scratch[worker->index]};
         op_end end = {cpu, op};
@@ -78,14 +93,23 @@ static void run_tape(void *context, mimo_worker *worker)
     mimo_alloc_freeze(false);
 }
 
+void mimo_cpu_run(mimo_cpu *cpu, const mimo_step *step, uint32_t first, uint32_t end)
+{
+    tape t = {cpu, first, end};
+    cpu->step = step;
+    mimo_pool_run(cpu->pool, run_tape, &t);
+    cpu->step = NULL;
+}
+
 void mimo_cpu_step(mimo_backend *self, const mimo_step *step)
 {
     mimo_cpu *cpu = (mimo_cpu *)self;
-    cpu->step = step;
-    mimo_pool_run(cpu->pool, run_tape, cpu);
+    if (cpu->draft != NULL) /* what was drafted from here on was another text's */
+        for (size_t t = 0; t < step->rows; t++)
+            mimo_kv_draft_cut(step->kv[t], step->position[t]);
+    mimo_cpu_run(cpu, step, 0, cpu->plan.count);
     if (cpu->profiling) {
         cpu->profile[0].steps++;
         cpu->profile[0].rows += step->rows;
     }
-    cpu->step = NULL;
 }

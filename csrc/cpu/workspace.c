@@ -4,6 +4,7 @@
 #include "base/alloc.h"
 #include "base/size.h"
 #include "cpu/cpu.h"
+#include "cpu/draft.h"
 #include "format/mxfp4.h"
 
 /* Two passes over the same requests: the first adds sizes, the second hands out addresses. */
@@ -67,6 +68,16 @@ static sizes measure(mimo_cpu *cpu)
     return s;
 }
 
+/* A drafter's own rows. */
+static void carve_draft(carver *c, mimo_cpu_draft *draft, size_t T)
+{
+    carve_rows(c, &draft->taps, T, (size_t)draft->cpu.config->taps * draft->cpu.config->hidden, draft->cpu.exact);
+    draft->position = carve(c, T, sizeof *draft->position);
+    draft->kv = carve(c, T, sizeof(mimo_kv *));
+    draft->output = carve(c, T, sizeof *draft->output);
+    draft->begin = carve(c, T, sizeof *draft->begin);
+}
+
 static void carve_all(mimo_cpu *cpu, carver *c, const sizes *s)
 {
     const mimo_config *config = cpu->config;
@@ -81,6 +92,8 @@ static void carve_all(mimo_cpu *cpu, carver *c, const sizes *s)
     carve_rows(c, &cpu->a, T, s->a, cpu->exact);
     carve_rows(c, &cpu->m, T, H, cpu->exact);
     carve_rows(c, &cpu->u, 1, s->u, cpu->exact);
+    if (config->taps > 0)
+        carve_draft(c, cpu->draft, T);
     cpu->router_logits = carve(c, T * mimo_round_up(config->experts, 8), sizeof(float));
     carve_routes(c, &cpu->routes, T, config->experts, config->top_k);
     for (size_t i = 0; i < cpu->threads; i++) {

@@ -74,8 +74,8 @@ static mimo_status reject_row(mimo_verdict *out, const mimo_block *block, size_t
 {
     const uint64_t position = block->position + k;
     float *logits = block->logits + k * block->stride, *drawn_from = block->drawn_from[k];
-    MIMO_TRY(mimo_sample_law(block->p, logits, block->V, block->sampling, position, seen->ids, seen->count, scratch,
-                             err));
+    MIMO_TRY(
+        mimo_sample_law(block->p, logits, block->V, block->sampling, position, seen->ids, seen->count, scratch, err));
     if (drawn_from != NULL)
         MIMO_TRY(mimo_sample_law(block->q, drawn_from, block->V, block->sampling, position, seen->ids, seen->count,
                                  scratch, err));

@@ -96,8 +96,7 @@ static void fit(const mimo_trust *trust, size_t origin, size_t sampled, size_t s
     for (size_t g = 0; g < MIMO_GRADES; g++) {
         const float tried = trust->tried[origin][sampled][slot][g];
         weight[pools] = tried + prior_weight;
-        value[pools] =
-            (trust->right[origin][sampled][slot][g] + prior_weight * priors[origin][g]) / weight[pools];
+        value[pools] = (trust->right[origin][sampled][slot][g] + prior_weight * priors[origin][g]) / weight[pools];
         size[pools++] = 1;
         for (; pools > 1 && value[pools - 1] < value[pools - 2]; pools--) {
             const float both = weight[pools - 2] + weight[pools - 1];

@@ -63,9 +63,9 @@ void mimo_trust_observe(mimo_trust *trust, mimo_origin origin, bool sampled, con
 
 /* What a job of the step could verify. */
 typedef struct mimo_bid {
-    size_t least, most;               /* rows, 1 <= least <= most <= MIMO_BLOCK_ROWS */
+    size_t least, most;                /* rows, 1 <= least <= most <= MIMO_BLOCK_ROWS */
     float chance[MIMO_BLOCK_ROWS - 1]; /* [most - 1] of each draft, when all before it are right */
-    size_t rows;                      /* the choice */
+    size_t rows;                       /* the choice */
 } mimo_bid;
 
 /* Chooses the rows of all bids, at most `room` in total (at least `count`) beside `others` that are in the step anyway,

@@ -70,20 +70,43 @@ static mimo_status open_files(mimo_engine *engine, const char *const *paths, uin
     return MIMO_OK;
 }
 
-static mimo_status bind_weights(mimo_engine *engine, const mimo_tensor *tensors, size_t count, const char *const *paths,
-                                mimo_error *err)
+/* The tensors and files of a checkpoint, as the engine's caller lists them. */
+typedef struct sources {
+    const mimo_tensor *tensors;
+    size_t count;
+    const mimo_draft_source *draft;
+    const char *const *paths;
+} sources;
+
+static mimo_status bind_draft(mimo_engine *engine, const mimo_draft_source *draft, const uint64_t *bytes,
+                              mimo_error *err)
+{
+    mimo_draft *out;
+    MIMO_TRY(mimo_alloc_array(&out, 1, sizeof *out, "drafter", err));
+    const mimo_status status = mimo_draft_bind(out, &draft->config, &engine->config, &engine->weights, draft->tensors,
+                                               draft->count, bytes, engine->file_count, err);
+    if (status == MIMO_OK)
+        engine->draft = out;
+    else
+        mimo_free(out);
+    return status;
+}
+
+static mimo_status bind_weights(mimo_engine *engine, const sources *from, mimo_error *err)
 {
     uint64_t *bytes;
     MIMO_TRY(mimo_alloc_array(&bytes, engine->file_count, sizeof *bytes, "file sizes", err));
-    mimo_status status = open_files(engine, paths, bytes, err);
+    mimo_status status = open_files(engine, from->paths, bytes, err);
     if (status == MIMO_OK)
-        status = mimo_weights_bind(&engine->weights, &engine->config, tensors, count, bytes, engine->file_count, err);
+        status = mimo_weights_bind(&engine->weights, &engine->config, from->tensors, from->count, bytes,
+                                   engine->file_count, err);
+    if (status == MIMO_OK && from->draft != NULL)
+        status = bind_draft(engine, from->draft, bytes, err);
     mimo_free(bytes);
     return status;
 }
 
-static mimo_status open_parts(mimo_engine *engine, const mimo_tensor *tensors, size_t count, const char *const *paths,
-                              mimo_error *err)
+static mimo_status open_parts(mimo_engine *engine, const sources *from, mimo_error *err)
 {
     mimo_engine_options *o = &engine->options;
     MIMO_TRY(mimo_config_check(&engine->config, err));
@@ -99,7 +122,7 @@ static mimo_status open_parts(mimo_engine *engine, const mimo_tensor *tensors, s
     MIMO_TRY(mimo_alloc_array(&engine->files, engine->file_count, sizeof *engine->files, "table of files", err));
     for (size_t i = 0; i < engine->file_count; i++)
         engine->files[i].fd = -1;
-    MIMO_TRY(bind_weights(engine, tensors, count, paths, err));
+    MIMO_TRY(bind_weights(engine, from, err));
 
     const mimo_backend_options backend = {
         .exact = o->exact, .threads = o->threads, .max_rows = MIMO_STEP_ROWS, .variant = o->variant};
@@ -117,7 +140,6 @@ mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *optio
                              const mimo_tensor *tensors, size_t count, const mimo_draft_source *draft,
                              const char *const *paths, size_t files, mimo_error *err)
 {
-    (void)draft;
     mimo_engine *engine;
     MIMO_TRY(mimo_alloc_array(&engine, 1, sizeof *engine, "engine", err));
     engine->config = *config;
@@ -130,7 +152,8 @@ mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *optio
     mimo_condition_init(&engine->work);
     mimo_condition_init(&engine->call_done);
 
-    mimo_status status = open_parts(engine, tensors, count, paths, err);
+    const sources from = {tensors, count, draft, paths};
+    mimo_status status = open_parts(engine, &from, err);
     if (status == MIMO_OK) {
         const int code = pthread_create(&engine->driver, NULL, mimo_driver_main, engine);
         engine->driver_runs = code == 0;
@@ -184,6 +207,9 @@ void mimo_engine_free(mimo_engine *engine)
         mimo_file_close(&engine->files[i]);
     mimo_free(engine->files);
     mimo_weights_release(&engine->weights);
+    if (engine->draft != NULL)
+        mimo_draft_release(engine->draft);
+    mimo_free(engine->draft);
     mimo_free(engine->logits);
     mimo_free(engine->sample_scratch);
     pthread_cond_destroy(&engine->call_done);
@@ -251,6 +277,18 @@ uint64_t mimo_engine_load_bytes(const mimo_engine *engine)
     return engine->load_bytes;
 }
 
+static mimo_status check_draft_call(const mimo_engine *engine, const mimo_call *call, mimo_error *err)
+{
+    if (engine->draft == NULL)
+        return MIMO_FAIL(err, MIMO_ERR_VALUE, "draft: this engine was opened without a drafter");
+    for (size_t i = 0; i < call->anchor_count; i++)
+        if (call->anchors[i] >= call->count || (i > 0 && call->anchors[i] <= call->anchors[i - 1]))
+            return MIMO_FAIL(err, MIMO_ERR_VALUE,
+                             "anchors: item %zu: expected ascending positions below %zu tokens, found %u", i,
+                             call->count, call->anchors[i]);
+    return MIMO_OK;
+}
+
 mimo_status mimo_engine_post(mimo_engine *engine, mimo_call *call, mimo_error *err)
 {
     for (size_t i = 0; i < call->count; i++)
@@ -266,6 +304,8 @@ mimo_status mimo_engine_post(mimo_engine *engine, mimo_call *call, mimo_error *e
             return MIMO_FAIL(err, MIMO_ERR_VALUE, "layers: expected numbers below %u, found %u", engine->config.layers,
                              call->taps[i]);
     MIMO_TRY(mimo_engine_check_process(engine, err));
+    if (call->kind == MIMO_CALL_DRAFT)
+        MIMO_TRY(check_draft_call(engine, call, err));
     pthread_mutex_lock(&engine->mutex);
     const mimo_status status = mimo_engine_check_open(engine, err);
     if (status == MIMO_OK) {

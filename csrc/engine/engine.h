@@ -14,11 +14,11 @@
 #include <stdint.h>
 
 #include "base/status.h"
-#include "sample/sample.h"
 #include "model/config.h"
 #include "model/draft.h"
 #include "model/weights.h"
 #include "plan/backend.h"
+#include "sample/sample.h"
 
 typedef struct mimo_engine mimo_engine;
 typedef struct mimo_job mimo_job;

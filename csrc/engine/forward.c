@@ -189,6 +189,8 @@ void mimo_engine_run_call(mimo_engine *engine, mimo_call *call)
         status = MIMO_FAIL(&call->error, MIMO_ERR_ENGINE, "the engine's weights are not loaded");
     } else if (call->kind == MIMO_CALL_TIME_STEPS) {
         status = time_steps(engine, call);
+    } else if (call->kind == MIMO_CALL_DRAFT) {
+        status = mimo_engine_draft_call(engine, call);
     } else {
         status = forward(engine, call);
     }

@@ -107,6 +107,9 @@ void *mimo_driver_main(void *engine);
 /* forward.c: one call, on the driver's thread. */
 void mimo_engine_run_call(mimo_engine *engine, mimo_call *call);
 
+/* draft_call.c */
+MIMO_MUST_CHECK mimo_status mimo_engine_draft_call(mimo_engine *engine, mimo_call *call);
+
 /* job.c */
 /* Gives a job that enters a slot its cache: an idle one, or a fresh one, with room up to its limit. The mutex is held.
  */

@@ -97,6 +97,7 @@ mimo_status mimo_config_check(const mimo_config *config, mimo_error *err)
     MIMO_TRY(check_range("max_positions", config->max_positions, 1, LARGEST_POSITIONS, err));
     MIMO_TRY(check_range("norm_topk", config->norm_topk, 0, 1, err));
     MIMO_TRY(check_range("tied_head", config->tied_head, 0, 1, err));
+    MIMO_TRY(check_range("qk_norm", config->qk_norm, 0, 1, err));
     MIMO_TRY(check_finite("norm_eps", config->norm_eps, true, err));
     MIMO_TRY(check_finite("value_scale", config->value_scale, false, err));
     MIMO_TRY(check_finite("routed_scale", config->routed_scale, false, err));

@@ -12,7 +12,13 @@
 
 #include "base/status.h"
 
-enum { MIMO_MAX_LAYERS = 512, MIMO_MAX_TOP_K = 64, MIMO_MAX_TAPS = 16, MIMO_MAX_BLOCK = 16 };
+enum {
+    MIMO_MAX_LAYERS = 512,
+    MIMO_MAX_TOP_K = 64,
+    MIMO_MAX_TAPS = 16,
+    MIMO_MAX_BLOCK = 16,
+    MIMO_MAX_MARKOV_RANK = 4096
+};
 enum { MIMO_FULL = 0, MIMO_SLIDING = 1 }; /* index of mimo_config.attention, value of mimo_config.sliding */
 
 typedef struct mimo_attention {

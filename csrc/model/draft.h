@@ -8,6 +8,7 @@
 #ifndef MIMO_MODEL_DRAFT_H
 #define MIMO_MODEL_DRAFT_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -17,7 +18,7 @@
 typedef struct mimo_draft_config {
     mimo_config model;           /* the drafter's own layers; its vocab is V', the ids its head can draft */
     uint32_t tap[MIMO_MAX_TAPS]; /* [model.taps] layers of the target */
-    uint32_t causal;             /* 1: a block row sees no later row of its block */
+    uint32_t causal[2];          /* in layers of a kind, 1: a block row sees no later row of its block */
     uint32_t window_from_anchor; /* 1: every row of a block sees context [a - window, a); 0: row at p sees [p - window +
                                     1, a) */
     const uint32_t *target_id;   /* [V'] the target's id of each drafted index; NULL: the same, and V' is V */
@@ -33,6 +34,13 @@ typedef struct mimo_draft {
  * field, the rule and the value found. */
 MIMO_MUST_CHECK mimo_status mimo_draft_config_check(const mimo_draft_config *draft, const mimo_config *target,
                                                     mimo_error *err);
+
+/* Checks and binds a drafter as mimo_weights_bind does; its head are the rows of the target's that it can draft. target
+ * and config's target_id must outlive it. On failure *out needs no release; errors begin with "draft: ". */
+MIMO_MUST_CHECK mimo_status mimo_draft_bind(mimo_draft *out, const mimo_draft_config *config, const mimo_config *target,
+                                            const mimo_weights *target_weights, const mimo_tensor *tensors,
+                                            size_t count, const uint64_t *file_bytes, size_t files, mimo_error *err);
+void mimo_draft_release(mimo_draft *draft);
 
 static inline uint32_t mimo_draft_token(const mimo_draft_config *draft, uint32_t index)
 {

@@ -86,8 +86,9 @@ static void layer_shapes(shape out[ROLE_COUNT], const mimo_config *config, uint3
 {
     const mimo_attention *a = mimo_layer_attention(config, layer);
     const bool tied = config->tied_head, fused = config->qkv_chunks > 0, sparse = config->sparse[layer],
-               sinks = a->sinks;
-    const uint32_t H = config->hidden, V = config->vocab, E = config->experts;
+               sinks = a->sinks, draft = config->taps > 0, markov = config->markov_rank > 0, qk_norm = config->qk_norm;
+    const uint32_t H = config->hidden, V = config->vocab, E = config->experts, M = config->taps,
+                   R = config->markov_rank;
     const uint32_t N = a->heads, G = a->kv_heads, D = a->head_dim, Dv = a->v_head_dim;
     const uint32_t F = sparse ? config->expert_width : config->dense_width;
     const shape shapes[] = {
@@ -341,12 +342,26 @@ static mimo_status bind(binder *b, const slot *s)
         return bind_matrix(b, s, &b->out->head);
     case ROLE_NORM:
         return bind_vector(b, s, &b->out->norm);
+    case ROLE_FUSE:
+        return bind_matrix(b, s, &b->out->fuse);
+    case ROLE_FUSE_NORM:
+        return bind_vector(b, s, &b->out->fuse_norm);
+    case ROLE_MASK:
+        return bind_vector(b, s, &b->out->mask);
+    case ROLE_MARKOV_IN:
+        return bind_matrix(b, s, &b->out->markov_in);
+    case ROLE_MARKOV_OUT:
+        return bind_matrix(b, s, &b->out->markov_out);
     case ROLE_ATTENTION_NORM:
         return bind_vector(b, s, &layer->attention_norm);
     case ROLE_MLP_NORM:
         return bind_vector(b, s, &layer->mlp_norm);
     case ROLE_SINKS:
         return bind_vector(b, s, &layer->sinks);
+    case ROLE_Q_NORM:
+        return bind_vector(b, s, &layer->q_norm);
+    case ROLE_K_NORM:
+        return bind_vector(b, s, &layer->k_norm);
     case ROLE_QKV:
     case ROLE_Q:
     case ROLE_K:
@@ -373,7 +388,7 @@ static mimo_status bind(binder *b, const slot *s)
 static mimo_status allocate(binder *b)
 {
     const mimo_config *config = b->config;
-    size_t matrices = 0, segments = 2;
+    size_t matrices = 0, segments = 5; /* embedding and head, or a drafter's three */
     for (uint32_t layer = 0; layer < config->layers; layer++) {
         const mimo_attention *a = mimo_layer_attention(config, layer);
         const size_t mlps = config->sparse[layer] ? config->experts : 1;

@@ -88,7 +88,7 @@ typedef struct mimo_weights {
     mimo_matrix markov_in;           /* [V', r]; rows 0: none */
     mimo_matrix markov_out;          /* [V', r] */
     const mimo_layer_weights *layer; /* [L] */
-    void *arena[4];                  /* owned storage behind the pointers above */
+    void *arena[4];                  /* owned storage behind the pointers above, the last for draft.c */
 } mimo_weights;
 
 /* Fills *out from `tensors`, which (with their names) must outlive it. One error names the tensor, what was expected

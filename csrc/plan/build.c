@@ -33,7 +33,13 @@ void mimo_plan_build(mimo_plan *plan, const mimo_config *config, uint32_t rows)
 {
     plan->rows = rows;
     plan->count = 0;
-    append(plan, (mimo_op){MIMO_OP_EMBED, MIMO_NO_LAYER, {config->vocab, config->hidden}});
+    if (config->taps > 0) {
+        append(plan, (mimo_op){MIMO_OP_DRAFT_FUSE, MIMO_NO_LAYER, {config->taps, config->hidden}});
+        append(plan, (mimo_op){MIMO_OP_DRAFT_CONTEXT, MIMO_NO_LAYER, {config->layers, config->hidden}});
+        append(plan, (mimo_op){MIMO_OP_DRAFT_EMBED, MIMO_NO_LAYER, {config->block, config->hidden}});
+    } else {
+        append(plan, (mimo_op){MIMO_OP_EMBED, MIMO_NO_LAYER, {config->vocab, config->hidden}});
+    }
     for (uint16_t layer = 0; layer < config->layers; layer++)
         append_layer(plan, config, layer);
     append(plan, (mimo_op){MIMO_OP_HEAD, MIMO_NO_LAYER, {config->hidden, config->vocab}});

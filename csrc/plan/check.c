@@ -34,7 +34,14 @@ mimo_status mimo_plan_check(const mimo_plan *plan, const mimo_config *config, mi
                                          MIMO_OP_ROUTE, MIMO_OP_EXPERT_UP, MIMO_OP_EXPERT_DOWN};
     static const uint8_t dense_ops[] = {MIMO_OP_QKV, MIMO_OP_ATTENTION, MIMO_OP_OUT_PROJ, MIMO_OP_DENSE_UP,
                                         MIMO_OP_DENSE_DOWN};
-    uint32_t at = 1;
+    static const uint8_t draft_first[] = {MIMO_OP_DRAFT_FUSE, MIMO_OP_DRAFT_CONTEXT, MIMO_OP_DRAFT_EMBED},
+                         model_first[] = {MIMO_OP_EMBED};
+    const uint8_t *first = config->taps > 0 ? draft_first : model_first;
+    const uint32_t firsts = config->taps > 0 ? sizeof draft_first : sizeof model_first;
+    uint32_t at = 0;
+    for (; at < firsts; at++)
+        if (at >= plan->count || plan->op[at].code != first[at])
+            return MIMO_FAIL(err, MIMO_ERR_ENGINE, "plan op %u: expected %s", at, mimo_op_infos[first[at]].name);
     for (uint32_t layer = 0; layer < config->layers; layer++) {
         const uint8_t *codes = config->sparse[layer] ? sparse_ops : dense_ops;
         const uint32_t count = config->sparse[layer] ? sizeof sparse_ops : sizeof dense_ops;
@@ -50,7 +57,7 @@ mimo_status mimo_plan_check(const mimo_plan *plan, const mimo_config *config, mi
                                  a->window, a->sinks, op->dim[4], op->dim[5]);
         }
     }
-    if (plan->op[0].code != MIMO_OP_EMBED || at + 1 != plan->count || plan->op[at].code != MIMO_OP_HEAD)
-        return MIMO_FAIL(err, MIMO_ERR_ENGINE, "plan: expected embed first and head last");
+    if (at + 1 != plan->count || plan->op[at].code != MIMO_OP_HEAD)
+        return MIMO_FAIL(err, MIMO_ERR_ENGINE, "plan op %u: expected head, and nothing after it", at);
     return MIMO_OK;
 }

@@ -80,8 +80,8 @@ static void put_layers(writer *w, const mimo_plan *plan, uint32_t at)
 
 static void put_slots(writer *w, uint32_t slots)
 {
-    static const char *const names[MIMO_SLOTS] = {"tokens", "angles", "x",      "q", "kv",
-                                                  "a",      "m",      "routes", "u", "logits"};
+    static const char *const names[MIMO_SLOTS] = {"tokens", "angles", "x", "q",      "kv",     "a",
+                                                  "m",      "routes", "u", "logits", "context"};
     const char *separator = "";
     for (uint32_t i = 0; i < MIMO_SLOTS; i++)
         if (slots & 1u << i) {

@@ -13,17 +13,18 @@
 
 /* What operations read and write. X, Q, A, M, U and LOGITS are rows of the step. */
 typedef enum mimo_slot {
-    MIMO_SLOT_TOKENS = 1 << 0, /* ids and positions, from the step */
-    MIMO_SLOT_ANGLES = 1 << 1, /* cos and sin of the rows' positions */
-    MIMO_SLOT_X = 1 << 2,      /* [T, H] residual stream */
-    MIMO_SLOT_Q = 1 << 3,      /* [T, N*D] */
-    MIMO_SLOT_KV = 1 << 4,     /* the KV caches of the rows' sequences */
-    MIMO_SLOT_A = 1 << 5,      /* [T, N*Dv] attention output */
-    MIMO_SLOT_M = 1 << 6,      /* [T, H] input of the MLP, normed */
-    MIMO_SLOT_ROUTES = 1 << 7, /* [T, K] experts and weights, and the rows of each expert */
-    MIMO_SLOT_U = 1 << 8,      /* [T*K, F] SwiGLU output of experts, or [T, F] of a dense layer */
-    MIMO_SLOT_LOGITS = 1 << 9, /* [outputs, V] */
-    MIMO_SLOTS = 10
+    MIMO_SLOT_TOKENS = 1 << 0,   /* ids and positions, from the step */
+    MIMO_SLOT_ANGLES = 1 << 1,   /* cos and sin of the rows' positions */
+    MIMO_SLOT_X = 1 << 2,        /* [T, H] residual stream */
+    MIMO_SLOT_Q = 1 << 3,        /* [T, N*D] */
+    MIMO_SLOT_KV = 1 << 4,       /* the KV caches of the rows' sequences */
+    MIMO_SLOT_A = 1 << 5,        /* [T, N*Dv] attention output */
+    MIMO_SLOT_M = 1 << 6,        /* [T, H] input of the MLP, normed */
+    MIMO_SLOT_ROUTES = 1 << 7,   /* [T, K] experts and weights, and the rows of each expert */
+    MIMO_SLOT_U = 1 << 8,        /* [T*K, F] SwiGLU output of experts, or [T, F] of a dense layer */
+    MIMO_SLOT_LOGITS = 1 << 9,   /* [outputs, V] */
+    MIMO_SLOT_CONTEXT = 1 << 10, /* a drafter's keys and values of committed positions */
+    MIMO_SLOTS = 11
 } mimo_slot;
 
 typedef enum mimo_op_code {
@@ -48,7 +49,7 @@ typedef struct mimo_op_info {
 
 extern const mimo_op_info mimo_op_infos[MIMO_OP_COUNT];
 
-enum { MIMO_MAX_OPS = 2 + 6 * MIMO_MAX_LAYERS };
+enum { MIMO_MAX_OPS = 4 + 6 * MIMO_MAX_LAYERS };
 
 typedef struct mimo_plan {
     uint32_t rows; /* most rows of a step */
@@ -56,7 +57,7 @@ typedef struct mimo_plan {
     mimo_op op[MIMO_MAX_OPS];
 } mimo_plan;
 
-/* config has passed mimo_config_check; rows >= 1. */
+/* config has passed mimo_config_check; rows >= 1. A drafter's plan is its context, then its block. */
 void mimo_plan_build(mimo_plan *plan, const mimo_config *config, uint32_t rows);
 
 /* Proves that a plan fits its config: known codes, each slot written before it is read, layers in order and complete,

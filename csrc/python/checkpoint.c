@@ -1,5 +1,6 @@
 #include "python/checkpoint.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -302,4 +303,107 @@ void mimo_python_tensors_free(mimo_python_tensors *tensors)
     mimo_free(tensors->tensor);
     mimo_free(tensors->text);
     *tensors = (mimo_python_tensors){0};
+}
+
+/* dict[key], a list of integers, as uint32 in memory of mimo_alloc; a None or no such key where `optional`: NULL and
+ * 0. -1 with an exception. */
+static int read_numbers_of(uint32_t **out, size_t *count, PyObject *dict, const char *key, bool optional)
+{
+    *out = NULL;
+    *count = 0;
+    PyObject *value = item(dict, "draft", key);
+    if (value == NULL)
+        return -1;
+    if (optional && value == Py_None) {
+        Py_DECREF(value);
+        return 0;
+    }
+    PyObject *list = PySequence_Tuple(value);
+    Py_DECREF(value);
+    if (list == NULL)
+        return -1;
+    *count = (size_t)PyTuple_Size(list);
+    mimo_error err = {0};
+    int failed = mimo_alloc_array(out, *count, sizeof **out, key, &err) == MIMO_OK ? 0 : -1;
+    if (failed < 0)
+        mimo_python_raise(&err);
+    for (size_t i = 0; failed == 0 && i < *count; i++) {
+        char name[64];
+        PyOS_snprintf(name, sizeof name, "draft.%s[%zu]", key, i);
+        unsigned long long number;
+        failed = read_uint(&number, PyTuple_GetItem(list, (Py_ssize_t)i), UINT32_MAX, name);
+        (*out)[i] = failed == 0 ? (uint32_t)number : 0;
+    }
+    Py_DECREF(list);
+    return failed;
+}
+
+static int read_draft_config(mimo_python_draft *out, PyObject *dict)
+{
+    mimo_draft_config *config = &out->source.config;
+    PyObject *model = item(dict, "draft", "config");
+    if (model == NULL)
+        return -1;
+    int failed = mimo_python_config(&config->model, model);
+    Py_DECREF(model);
+    const struct {
+        const char *key;
+        uint32_t *to;
+    } numbers[] = {
+        {"block", &config->model.block},
+        {"qk_norm", &config->model.qk_norm},
+        {"markov_rank", &config->model.markov_rank},
+        {"causal_full", &config->causal[MIMO_FULL]},
+        {"causal_sliding", &config->causal[MIMO_SLIDING]},
+        {"window_from_anchor", &config->window_from_anchor},
+    };
+    for (size_t i = 0; failed == 0 && i < sizeof numbers / sizeof *numbers; i++)
+        failed = read_u32(numbers[i].to, dict, "draft", numbers[i].key);
+    uint32_t *taps = NULL;
+    size_t count = 0, ids = 0;
+    if (failed == 0)
+        failed = read_numbers_of(&taps, &count, dict, "taps", false);
+    if (failed == 0 && (count < 1 || count > MIMO_MAX_TAPS)) {
+        PyErr_Format(PyExc_ValueError, "draft.taps: expected 1 to %d layers, found %zu", MIMO_MAX_TAPS, count);
+        failed = -1;
+    }
+    for (size_t i = 0; failed == 0 && i < count; i++)
+        config->tap[i] = taps[i];
+    mimo_free(taps);
+    config->model.taps = (uint32_t)count;
+    if (failed == 0)
+        failed = read_numbers_of(&out->target_id, &ids, dict, "target_ids", true);
+    if (failed == 0 && out->target_id != NULL && ids != config->model.vocab) {
+        PyErr_Format(PyExc_ValueError, "draft.target_ids: expected %u ids, the drafter's vocabulary, found %zu",
+                     config->model.vocab, ids);
+        failed = -1;
+    }
+    config->target_id = out->target_id;
+    return failed;
+}
+
+int mimo_python_draft_read(mimo_python_draft *out, PyObject *dict)
+{
+    *out = (mimo_python_draft){0};
+    if (!PyMapping_Check(dict)) {
+        PyErr_Format(PyExc_TypeError, "draft: expected a dict or None, found %R", dict);
+        return -1;
+    }
+    int failed = read_draft_config(out, dict);
+    PyObject *tensors = failed == 0 ? item(dict, "draft", "tensors") : NULL;
+    if (failed == 0)
+        failed = tensors != NULL ? mimo_python_tensors_read(&out->tensors, tensors) : -1;
+    Py_XDECREF(tensors);
+    out->source.tensors = out->tensors.tensor;
+    out->source.count = out->tensors.count;
+    if (failed < 0)
+        mimo_python_draft_free(out);
+    return failed;
+}
+
+void mimo_python_draft_free(mimo_python_draft *draft)
+{
+    mimo_python_tensors_free(&draft->tensors);
+    mimo_free(draft->target_id);
+    *draft = (mimo_python_draft){0};
 }

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 
+#include "engine/engine.h"
 #include "model/config.h"
 #include "model/weights.h"
 #include "python/convert.h"
@@ -22,5 +23,16 @@ typedef struct mimo_python_tensors {
 /* From a sequence of (name, dtype, shape, file, begin, end); -1 with an exception, and then nothing is left to free. */
 int mimo_python_tensors_read(mimo_python_tensors *out, PyObject *sequence);
 void mimo_python_tensors_free(mimo_python_tensors *tensors);
+
+/* A drafter with the memory its source points to. */
+typedef struct mimo_python_draft {
+    mimo_draft_source source;
+    mimo_python_tensors tensors;
+    uint32_t *target_id;
+} mimo_python_draft;
+
+/* From the dict that _core.pyi describes under Engine; -1 with an exception, and then nothing is left to free. */
+int mimo_python_draft_read(mimo_python_draft *out, PyObject *dict);
+void mimo_python_draft_free(mimo_python_draft *draft);
 
 #endif

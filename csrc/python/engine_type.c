@@ -12,8 +12,15 @@ typedef struct engine_object {
     PyObject_HEAD
     mimo_engine *engine;
     mimo_python_tensors tensors; /* names, which the engine borrows */
-    PyObject *paths;             /* a tuple of bytes, whose text the engine borrows */
+    mimo_python_draft draft;     /* the same of the drafter, if has_draft */
+    bool has_draft;
+    PyObject *paths; /* a tuple of bytes, whose text the engine borrows */
 } engine_object;
+
+mimo_engine *mimo_python_engine(PyObject *engine)
+{
+    return ((engine_object *)engine)->engine;
+}
 
 /* ---- arguments ---- */
 
@@ -97,11 +104,16 @@ static int finish_call(engine_object *self, mimo_call *call, PyObject *progress,
 /* ---- making and freeing ---- */
 
 static int engine_open(engine_object *self, PyObject *config_object, PyObject *tensors, PyObject *files,
-                       const mimo_engine_options *options)
+                       PyObject *draft, const mimo_engine_options *options)
 {
     mimo_config config;
     if (mimo_python_config(&config, config_object) < 0 || mimo_python_tensors_read(&self->tensors, tensors) < 0)
         return -1;
+    if (draft != Py_None) {
+        if (mimo_python_draft_read(&self->draft, draft) < 0)
+            return -1;
+        self->has_draft = true;
+    }
     self->paths = encode_paths(files);
     if (self->paths == NULL)
         return -1;
@@ -113,8 +125,8 @@ static int engine_open(engine_object *self, PyObject *config_object, PyObject *t
         for (size_t i = 0; i < count; i++)
             paths[i] = PyBytes_AsString(PyTuple_GetItem(self->paths, (Py_ssize_t)i));
         Py_BEGIN_ALLOW_THREADS
-        status = mimo_engine_open(&self->engine, options, &config, self->tensors.tensor, self->tensors.count, NULL,
-                                  paths, count, &err);
+        status = mimo_engine_open(&self->engine, options, &config, self->tensors.tensor, self->tensors.count,
+                                  self->has_draft ? &self->draft.source : NULL, paths, count, &err);
         Py_END_ALLOW_THREADS
         mimo_free(paths);
     }
@@ -126,13 +138,13 @@ static int engine_open(engine_object *self, PyObject *config_object, PyObject *t
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"config",      "tensors", "files",        "precision", "threads",
-                            "max_context", "variant", "memory_limit", NULL};
-    PyObject *config, *tensors, *files;
+                            "max_context", "variant", "memory_limit", "draft",     NULL};
+    PyObject *config, *tensors, *files, *draft = Py_None;
     const char *precision = "fast", *variant = NULL;
     unsigned int threads = 0, max_context = 0;
     unsigned long long memory_limit = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzK:Engine", names, &config, &tensors, &files, &precision,
-                                     &threads, &max_context, &variant, &memory_limit))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzKO:Engine", names, &config, &tensors, &files, &precision,
+                                     &threads, &max_context, &variant, &memory_limit, &draft))
         return NULL;
     if (strcmp(precision, "fast") != 0 && strcmp(precision, "exact") != 0)
         return PyErr_Format(PyExc_ValueError, "precision: expected 'fast' or 'exact', found '%s'", precision);
@@ -145,7 +157,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
                                          .max_context = max_context,
                                          .memory_limit = memory_limit,
                                          .variant = variant};
-    if (engine_open(self, config, tensors, files, &options) < 0) {
+    if (engine_open(self, config, tensors, files, draft, &options) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -159,6 +171,7 @@ static void engine_dealloc(engine_object *self)
     mimo_engine_free(self->engine);
     Py_END_ALLOW_THREADS
     mimo_python_tensors_free(&self->tensors);
+    mimo_python_draft_free(&self->draft);
     Py_XDECREF(self->paths);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
@@ -303,19 +316,53 @@ static PyObject *engine_hidden_states(engine_object *self, PyObject *args, PyObj
     return array;
 }
 
+static PyObject *engine_draft_logits(engine_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"tokens", "anchors", "step", NULL};
+    PyObject *tokens, *anchors;
+    Py_ssize_t step = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|n:draft_logits", names, &tokens, &anchors, &step))
+        return NULL;
+    const mimo_draft_config *draft = mimo_engine_draft(self->engine);
+    const npy_intp V = draft != NULL ? draft->model.vocab : 0, B = draft != NULL ? draft->model.block : 1;
+    mimo_call call = {.kind = MIMO_CALL_DRAFT, .rows = step_rows(step)};
+    uint32_t *ids = token_ids(tokens, "tokens", &call.count);
+    uint32_t *positions = ids != NULL ? token_ids(anchors, "anchors", &call.anchor_count) : NULL;
+    PyObject *array = NULL;
+    if (positions != NULL) {
+        npy_intp shape[2] = {(npy_intp)call.anchor_count * (B - 1), (npy_intp)mimo_round_up((size_t)V, 8)};
+        array = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+        call.logits_stride = (size_t)shape[1];
+    }
+    if (array != NULL) {
+        call.tokens = ids;
+        call.anchors = positions;
+        call.logits = PyArray_DATA((PyArrayObject *)array);
+        if (finish_call(self, &call, NULL, 0) < 0)
+            Py_CLEAR(array);
+    }
+    mimo_free(ids);
+    mimo_free(positions);
+    return first_columns(array, V);
+}
+
 static PyObject *engine_plan(engine_object *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"rows", NULL};
+    static char *names[] = {"rows", "draft", NULL};
     unsigned int rows = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|I:plan", names, &rows))
+    int of_draft = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|Ip:plan", names, &rows, &of_draft))
         return NULL;
+    const mimo_draft_config *draft = mimo_engine_draft(self->engine);
+    if (of_draft && draft == NULL)
+        return PyErr_Format(PyExc_ValueError, "draft: this engine was opened without a drafter");
     if (rows < 1 || rows > MIMO_STEP_ROWS)
         return PyErr_Format(PyExc_ValueError, "rows: expected 1 to %d, found %u", MIMO_STEP_ROWS, rows);
     mimo_error err = {0};
     mimo_plan *plan;
     if (mimo_alloc_array(&plan, 1, sizeof *plan, "plan", &err) != MIMO_OK)
         return mimo_python_raise(&err);
-    mimo_plan_build(plan, mimo_engine_config(self->engine), rows);
+    mimo_plan_build(plan, of_draft ? &draft->model : mimo_engine_config(self->engine), rows);
     const size_t length = mimo_plan_dump(NULL, 0, plan);
     char *text;
     PyObject *result = NULL;
@@ -334,10 +381,10 @@ static PyObject *engine_memory(engine_object *self, PyObject *unused)
 {
     (void)unused;
     const mimo_memory m = mimo_engine_memory(self->engine);
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK}", "weights", m.weights, "embedding", m.embedding, "workspace",
-                         m.workspace, "kv_per_position", m.kv_per_position, "kv_fixed", m.kv_fixed, "total",
-                         m.weights + m.embedding + m.workspace, "read_per_token", m.read_per_token, "limit",
-                         mimo_engine_memory_limit(self->engine));
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK}", "weights", m.weights, "draft_weights", m.draft_weights,
+                         "embedding", m.embedding, "workspace", m.workspace, "kv_per_position", m.kv_per_position,
+                         "kv_fixed", m.kv_fixed, "total", m.weights + m.embedding + m.workspace, "read_per_token",
+                         m.read_per_token, "limit", mimo_engine_memory_limit(self->engine));
 }
 
 static PyObject *profile_dict(const mimo_profile *p)
@@ -463,8 +510,11 @@ static PyMethodDef engine_methods[] = {
     {"hidden_states", (PyCFunction)(void (*)(void))engine_hidden_states, METH_VARARGS | METH_KEYWORDS,
      "hidden_states($self, /, tokens, layers, step=0)\n--\n\nfloat32 [len(layers), T, H]: residual stream after "
      "layers."},
+    {"draft_logits", (PyCFunction)(void (*)(void))engine_draft_logits, METH_VARARGS | METH_KEYWORDS,
+     "draft_logits($self, /, tokens, anchors, step=0)\n--\n\nfloat32 [len(anchors) * (B - 1), V']: the drafter's "
+     "logits behind some tokens."},
     {"plan", (PyCFunction)(void (*)(void))engine_plan, METH_VARARGS | METH_KEYWORDS,
-     "plan($self, /, rows=1)\n--\n\nThe tape of a step, as text."},
+     "plan($self, /, rows=1, draft=False)\n--\n\nThe tape of a step, as text."},
     {"profile", (PyCFunction)engine_profile, METH_VARARGS,
      "profile($self, on, /)\n--\n\nWhat was counted since the last call; then counting goes on or stops."},
     {"step_times", (PyCFunction)(void (*)(void))engine_step_times, METH_VARARGS | METH_KEYWORDS,
@@ -488,7 +538,7 @@ static PyGetSetDef engine_properties[] = {
 
 static PyType_Slot engine_slots[] = {
     {Py_tp_doc, "Engine(config, tensors, files, *, precision='fast', threads=0, max_context=0, variant=None, "
-                "memory_limit=0)\n--\n\n"
+                "memory_limit=0, draft=None)\n--\n\n"
                 "A model and the worker threads that run it."},
     {Py_tp_new, engine_new},
     {Py_tp_dealloc, engine_dealloc},

@@ -23,4 +23,7 @@ void mimo_python_state_free(void *module);
 /* The Job object of `job` (now its owner), which keeps `engine` alive. */
 PyObject *mimo_python_job(PyTypeObject *type, PyObject *engine, mimo_job *job);
 
+/* The engine of an Engine object, for _probe. */
+mimo_engine *mimo_python_engine(PyObject *engine);
+
 #endif

@@ -8,5 +8,6 @@ extern PyMethodDef mimo_probe_base_methods[];   /* probe_base.c: failing allocat
 extern PyMethodDef mimo_probe_format_methods[]; /* probe_format.c: bf16, fp8, mxfp4, panels */
 extern PyMethodDef mimo_probe_kernel_methods[]; /* probe_kernels.c: every kernel of every variant */
 extern PyMethodDef mimo_probe_sample_methods[]; /* probe_sample.c: philox, gumbel, sampling */
+extern PyMethodDef mimo_probe_draft_methods[];  /* probe_draft.c: steps of a drafter */
 
 #endif

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint import Checkpoint, TableRow
     from ..config import ModelConfig
+    from ..drafter import Drafter
 
 __all__ = ["add", "run"]
 
@@ -32,6 +33,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument(
         "--plan", nargs="?", type=int, const=1, metavar="ROWS", help="also the operations of a step of ROWS rows (1)"
     )
+    parser.add_argument("--draft", default="auto", metavar="PATH", help="folder of a drafter (default: the checkpoint's)")
     parser.add_argument("--precision", choices=("fast", "exact"), default="fast", help="for the memory plan")
     parser.add_argument("--max-context", type=int, default=0, metavar="N", help="for the memory plan (default: the model's limit)")
     return parser
@@ -40,20 +42,35 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
 def run(args: argparse.Namespace) -> int:
     """Prints the tables."""
     from .._core import Engine
+    from ..default_model import DEFAULT_MODELS
+    from ..drafter import open_drafter
     from ..hardware import backends
     from ..model import open_checkpoint
 
     checkpoint = open_checkpoint(args.model)
-    engine = Engine(*checkpoint.core_arguments(), precision=args.precision, max_context=args.max_context)
+    drafter = open_drafter(args.draft, checkpoint, shipped=args.model if args.model in DEFAULT_MODELS else None)
+    config, tensors, files = checkpoint.core_arguments()
+    engine = Engine(
+        config,
+        tensors,
+        files + [str(path) for path in drafter.files] if drafter is not None else files,
+        precision=args.precision,
+        max_context=args.max_context,
+        draft=drafter.to_core() if drafter is not None else None,
+    )
     try:
         _print_model(checkpoint)
-        _print_tensors(checkpoint)
+        if drafter is not None:
+            _print_drafter(drafter)
+        _print_tensors([*checkpoint.table(), *(drafter.table() if drafter is not None else [])])
         _print_memory(engine.memory(), engine.max_context, args.precision)
         print(f"\nruns on      cpu:{engine.variant}, {engine.threads} threads")
         for backend in backends().values():
             print(f"  {backend.name:<11}{'on ' if backend.on else 'off'}  {backend.reason}")
         if args.plan is not None:
             print(f"\n{engine.plan(args.plan)}", end="")
+            if drafter is not None:
+                print(f"\ndrafter\n{engine.plan(args.plan, draft=True)}", end="")
     finally:
         engine.close()
     return 0
@@ -98,10 +115,31 @@ def _kinds(config: ModelConfig, sliding: int, sparse: int) -> dict[str, str]:
     return rows
 
 
-def _print_tensors(checkpoint: Checkpoint) -> None:
+def _print_drafter(drafter: Drafter) -> None:
+    config = drafter.config
+    rows = {
+        "drafter": drafter.folder,
+        "block": f"{config.block_size}: the last token and {config.block_size - 1} drafts",
+        "taps": f"after target layers {', '.join(map(str, drafter.taps))}",
+        "layers": f"{config.num_hidden_layers}, {drafter.parameters} parameters",
+        "attention": (
+            f"{config.num_attention_heads} query heads over {config.num_key_value_heads}, {config.head_dim} wide"
+            f" ({config.rotary_dim} rotated, base {config.rope_theta:g}), "
+            + (f"window {config.window}" if config.window else "no window")
+            + (", sinks" if config.sinks else "")
+        ),
+        "drafts": f"{drafter.draft_vocab_size} of {drafter.vocab_size} ids"
+        + (f", Markov head of rank {drafter.markov_rank}" if drafter.markov_rank else ""),
+        "mask from": drafter.mask_from,
+    }
+    print()
+    for name, value in rows.items():
+        print(f"{name:<13}{value}")
+
+
+def _print_tensors(table: list[TableRow]) -> None:
     from ..display import size
 
-    table = checkpoint.table()
     by_format: dict[str, list[int]] = {}
     for row in table:
         total = by_format.setdefault(row.dtype, [0, 0])
@@ -121,7 +159,7 @@ def _print_memory(memory: Mapping[str, int], max_context: int, precision: str) -
     sequence = memory["kv_fixed"] + max_context * memory["kv_per_position"]
     print(f"\nmemory ({precision})")
     for name, value in (
-        ("weights", size(memory["weights"])),
+        ("weights", size(memory["weights"]) + (f", {size(memory['draft_weights'])} the drafter's" * (memory["draft_weights"] > 0))),
         ("embedding", size(memory["embedding"])),
         ("workspace", size(memory["workspace"])),
         ("together", size(memory["total"])),

@@ -11,6 +11,7 @@ _EPILOG = """\
 examples:
   mimo-ultraspeed make /tmp/tiny
   mimo-ultraspeed make /tmp/wide --shape tiny hidden_size=320 num_hidden_layers=2
+  mimo-ultraspeed make /tmp/drafted --draft                        a drafter beside it
   mimo-ultraspeed make /tmp/flash --shape flash --headers-only     the published layout, no space needed
 KEY=VALUE are fields of config.json.
 """
@@ -35,6 +36,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument("--router", choices=("f32", "bf16"), default="f32", help="dtype of router weights")
     parser.add_argument("--mtp", action="store_true", help="add MTP tensors, which readers skip")
     parser.add_argument("--vision", action="store_true", help="add vision tensors, which readers skip")
+    parser.add_argument(
+        "--draft", nargs="*", metavar="KEY=VALUE", help="also a drafter in DEST/dflash: layers=2 block=8 window=64 vocab=4096 ..."
+    )
     parser.add_argument("--headers-only", action="store_true", help="real headers over holes: any size in no space")
     return parser
 
@@ -47,10 +51,14 @@ def is_override(word: str) -> bool:
 def run(args: argparse.Namespace) -> int:
     """Writes the checkpoint."""
     from ..make import make
+    from ..make_draft import parse_options
 
     for word in args.overrides:
         if not is_override(word):
             raise ValueError(f"expected KEY=VALUE, found {word!r}")
+    for word in args.draft or []:
+        if not is_override(word):
+            raise ValueError(f"--draft: expected KEY=VALUE, found {word!r}")
     folder = make(
         args.dest,
         args.shape,
@@ -61,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         overrides=dict(word.split("=", 1) for word in args.overrides),
         mtp=args.mtp,
         vision=args.vision,
+        draft=parse_options(args.draft) if args.draft is not None else False,
         headers_only=args.headers_only,
     )
     print(folder)
