@@ -26,14 +26,27 @@ CSRC = ROOT / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ARM = platform.machine().lower() in ("aarch64", "arm64")
 
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC", sysconfig.get_config_var("CC") or "cc"))[:1]
+
+
+def accepts(flag: str) -> bool:
+    """Whether the compiler knows the flag: the newest instruction sets are left out where it is too old for them."""
+    command = [*compiler(), flag, "-E", "-x", "c", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 # A folder that is not listed for this machine is not compiled; cpu/dispatch.c learns of the others by MIMO_HAVE_*.
 ISA_FLAGS: dict[str, list[str]] = {}
 if X86:
     ISA_FLAGS["cpu/avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    if accepts("-mavxvnni"):
+        ISA_FLAGS["cpu/avxvnni"] = ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]
     ISA_FLAGS["cpu/avx512"] = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 if ARM:
     ISA_FLAGS["cpu/neon"] = ["-march=armv8.2-a+dotprod"]
-ISA_FOLDERS = ("cpu/avx2", "cpu/avx512", "cpu/neon")
+ISA_FOLDERS = ("cpu/avx2", "cpu/avxvnni", "cpu/avx512", "cpu/neon")
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Wpointer-arith", "-Wstrict-prototypes", "-Wmissing-prototypes"]
 
@@ -89,7 +102,7 @@ class ObjectCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.compiler = shlex.split(os.environ.get("CC", sysconfig.get_config_var("CC") or "cc"))[:1]
+        self.compiler = compiler()
 
     def flags(self, source: Path) -> list[str]:
         room = source.parent.relative_to(CSRC).as_posix()

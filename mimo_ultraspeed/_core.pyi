@@ -26,8 +26,9 @@ class Engine:
       v_head_dim, rotary_dim, window, rope_theta, sinks), layer_sliding and layer_sparse (0 or 1 for each layer). All required.
     tensors: every tensor of the text model.
     precision: "fast" or "exact". threads: 0 is one per available core. max_context: positions per sequence, 0 is the model's.
-    variant: kernels by name ("ref", "avx2", "avx512", "neon"), None the best this CPU runs. memory_limit: bytes that weights,
-      workspace and KV caches may take together, 0 as many as the system gives; a load or job that cannot fit is a MemoryError.
+    variant: kernels by name ("ref", "avx2", "avxvnni", "avx512", "neon"), None the best this CPU runs. memory_limit: bytes that
+      weights, workspace and KV caches may take together, 0 as many as the system gives; a load or job that cannot fit is a
+      MemoryError.
     draft: None, or a drafter: config (keys as above; vocab is V', the ids it drafts), tensors (whose files count in `files`), taps
       (layers of the target), block (B), qk_norm, markov_rank, causal_full, causal_sliding, window_from_anchor, and target_ids (V'
       ids of the target, or None: all). All required.

@@ -54,7 +54,7 @@ def backends() -> Backends:
     found = cpu_variants()
     wanted = os.environ.get("MIMO_CPU")
     running = [name for name, reason in found.items() if reason is None]
-    chosen = wanted if wanted else max(running, key=("ref", "neon", "avx2", "avx512").index)
+    chosen = wanted if wanted else running[-1]  # worst first
     table = Backends()
     for name, reason in found.items():
         told = reason or ("portable C, the reference" if name == "ref" else "SIMD kernels")

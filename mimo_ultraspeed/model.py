@@ -94,9 +94,9 @@ class Model:
         precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
         max_context: positions of prompt and answer together; None is the model's own limit.
         progress: bars on stderr, or in the notebook.
-        The environment variable MIMO_CPU ("ref", "avx2", "avx512", "neon") forces the kernels of one instruction set. Weights,
-        workspace and KV caches may take what the machine and the process's cgroups have free, less a sixteenth; MIMO_MEMORY
-        ("6G", "800M", "none") says otherwise. A model that does not fit is refused before anything is read.
+        The environment variable MIMO_CPU ("ref", "avx2", "avxvnni", "avx512", "neon") forces the kernels of one instruction set.
+        Weights, workspace and KV caches may take what the machine and the process's cgroups have free, less a sixteenth;
+        MIMO_MEMORY ("6G", "800M", "none") says otherwise. A model that does not fit is refused before anything is read.
 
         Raises OSError for missing files, CheckpointError (a ValueError) for contradicting ones, MemoryError, NotImplementedError
         for what this version does not run, ValueError for other arguments out of range.

@@ -16,10 +16,10 @@ static const char *missing_nothing(void)
     return NULL;
 }
 
-static const mimo_kernels ref = MIMO_VARIANT_TABLE(ref);
+static const mimo_kernels ref = MIMO_VARIANT_TABLE(ref, ref);
 
 #if MIMO_HAVE_AVX2
-static const mimo_kernels avx2 = MIMO_VARIANT_TABLE(avx2);
+static const mimo_kernels avx2 = MIMO_VARIANT_TABLE(avx2, avx2);
 
 static const char *missing_for_avx2(void)
 {
@@ -30,8 +30,17 @@ static const char *missing_for_avx2(void)
 }
 #endif
 
+#if MIMO_HAVE_AVXVNNI
+static const mimo_kernels avxvnni = MIMO_VARIANT_TABLE(avxvnni, avx2);
+
+static const char *missing_for_avxvnni(void)
+{
+    return !__builtin_cpu_supports("avxvnni") ? "this CPU lacks AVX-VNNI" : missing_for_avx2();
+}
+#endif
+
 #if MIMO_HAVE_AVX512
-static const mimo_kernels avx512 = MIMO_VARIANT_TABLE(avx512);
+static const mimo_kernels avx512 = MIMO_VARIANT_TABLE(avx512, avx512);
 
 static const char *missing_for_avx512(void)
 {
@@ -45,7 +54,7 @@ static const char *missing_for_avx512(void)
 #endif
 
 #if MIMO_HAVE_NEON
-static const mimo_kernels neon = MIMO_VARIANT_TABLE(neon);
+static const mimo_kernels neon = MIMO_VARIANT_TABLE(neon, neon);
 
 #if defined(__linux__)
 static const char *missing_for_neon(void)
@@ -72,6 +81,9 @@ static const variant variants[] = {
 #if MIMO_HAVE_AVX2
     {&avx2, missing_for_avx2},
 #endif
+#if MIMO_HAVE_AVXVNNI
+    {&avxvnni, missing_for_avxvnni},
+#endif
 #if MIMO_HAVE_AVX512
     {&avx512, missing_for_avx512},
 #endif
@@ -82,7 +94,7 @@ static const variant variants[] = {
 
 enum { VARIANTS = sizeof variants / sizeof *variants };
 
-const char *const mimo_kernel_names[] = {"ref", "avx2", "avx512", "neon", NULL};
+const char *const mimo_kernel_names[] = {"ref", "avx2", "avxvnni", "avx512", "neon", NULL};
 
 static bool is_known(const char *name)
 {
@@ -100,7 +112,9 @@ const mimo_kernels *mimo_kernels_find(const char *name, const char **why)
         *why = variants[i].missing();
         return *why == NULL ? variants[i].kernels : NULL;
     }
-    *why = is_known(name) ? "not compiled in: this build is for another processor" : "there is no such variant";
+    *why = is_known(name)
+               ? "not compiled in: this build is for another processor, or its compiler lacks the instructions"
+               : "there is no such variant";
     return NULL;
 }
 
@@ -112,7 +126,7 @@ mimo_status mimo_kernels_choose(const mimo_kernels **out, const char *name, mimo
         if (*out != NULL)
             return MIMO_OK;
         return MIMO_FAIL(err, is_known(name) ? MIMO_ERR_UNSUPPORTED : MIMO_ERR_VALUE,
-                         "CPU kernels \"%s\": %s (known are ref, avx2, avx512, neon)", name, why);
+                         "CPU kernels \"%s\": %s (known are ref, avx2, avxvnni, avx512, neon)", name, why);
     }
     for (size_t i = VARIANTS; i-- > 0;) {
         if (variants[i].missing() != NULL)

@@ -34,7 +34,7 @@ typedef void mimo_gemm(float *y, size_t ldy, const mimo_panel *w, size_t octet, 
                        const uint16_t *rows, size_t T);
 
 typedef struct mimo_kernels {
-    const char *name; /* "ref", "avx2", "avx512", "neon" */
+    const char *name; /* "ref", "avx2", "avxvnni", "avx512", "neon" */
 
     /* By packing; NULL where the combination does not exist (float: Q8; integer: F32, BF16, FP8). */
     mimo_gemm *gemm_f32[MIMO_PACK_COUNT];
@@ -69,11 +69,12 @@ typedef struct mimo_kernels {
                         size_t end, size_t heads, size_t D, size_t Dv, float scale, float *scratch);
 } mimo_kernels;
 
-/* The variant called `name`, or the best one this CPU runs when name is NULL or "". "ref", "avx2", "avx512", "neon"
- * that are not compiled in or lack CPU features are MIMO_ERR_UNSUPPORTED, with what is missing. */
+/* The variant called `name`, or the best one this CPU runs when name is NULL or "". "ref", "avx2", "avxvnni", "avx512",
+ * "neon" that are not compiled in or lack CPU features are MIMO_ERR_UNSUPPORTED, with what is missing. */
 MIMO_MUST_CHECK mimo_status mimo_kernels_choose(const mimo_kernels **out, const char *name, mimo_error *err);
 
-/* Every name, for lists: NULL-terminated; *why is NULL when the variant runs here, else the reason it does not. */
+/* Every name, worst first, for lists: NULL-terminated; *why is NULL when the variant runs here, else the reason it does
+ * not. */
 extern const char *const mimo_kernel_names[];
 const mimo_kernels *mimo_kernels_find(const char *name, const char **why);
 

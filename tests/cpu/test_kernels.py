@@ -464,7 +464,7 @@ def test_attend_extreme_scores(variant: str) -> None:
 
 def test_variants_are_listed_and_chosen() -> None:
     variants = _probe.kernel_variants()
-    assert set(variants) == {"ref", "avx2", "avx512", "neon"}
+    assert set(variants) == {"ref", "avx2", "avxvnni", "avx512", "neon"}
     assert variants["ref"] is None
     runs = [name for name, why in variants.items() if why is None]
     assert _probe.kernel_choose(None) in runs and _probe.kernel_choose("") in runs
@@ -475,5 +475,5 @@ def test_variants_are_listed_and_chosen() -> None:
         else:
             with pytest.raises(NotImplementedError, match=f'"{name}".*(lacks|not compiled in)'):
                 _probe.kernel_choose(name)
-    with pytest.raises(ValueError, match=r'"sse9".*known are ref, avx2, avx512, neon'):
+    with pytest.raises(ValueError, match=r'"sse9".*known are ref, avx2, avxvnni, avx512, neon'):
         _probe.kernel_choose("sse9")

@@ -1,4 +1,4 @@
-/* What the integer gemms of AVX2 and AVX-512 share: unsigned operands, 32 of them in a register. Include after the
+/* What the integer gemms of AVX2, AVX-VNNI and AVX-512 share: unsigned operands, 32 of them in a register. Include after the
  * lanes. */
 #ifndef MIMO_CPU_LANES_CODES_X86_H
 #define MIMO_CPU_LANES_CODES_X86_H

@@ -1,0 +1,50 @@
+/* vpdpbusd: unsigned bytes times signed bytes, four neighbours added to 32 bits. Both kinds of weights are made
+ * unsigned by an offset, and sums start from -offset * (sum of q). Registers of 256 bits: an octet is one register
+ * whatever the instruction set. Include after codes_x86.h, with DPBUSD(sum, w, x) the intrinsic of the instruction's
+ * encoding. */
+#ifndef MIMO_CPU_LANES_VNNI_X86_H
+#define MIMO_CPU_LANES_VNNI_X86_H
+
+static ALWAYS_INLINE ints start_from(int32_t s, int16_t offset)
+{
+    return _mm256_madd_epi16(_mm256_set1_epi32(s), _mm256_set1_epi16((int16_t)-offset));
+}
+
+static ALWAYS_INLINE ints codes_start(int32_t s)
+{
+    return start_from(s, 12);
+}
+
+static ALWAYS_INLINE ints codes_add(ints sum, ints w, ints x)
+{
+    return DPBUSD(sum, w, x);
+}
+
+static ALWAYS_INLINE f8 codes_finish(ints sum)
+{
+    return _mm256_cvtepi32_ps(sum);
+}
+
+typedef ints bytes32;
+
+static ALWAYS_INLINE bytes32 bytes_load(const uint8_t *p)
+{
+    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8(-128));
+}
+
+static ALWAYS_INLINE ints bytes_start(int32_t s)
+{
+    return start_from(s, 128);
+}
+
+static ALWAYS_INLINE ints bytes_add(ints sum, bytes32 w, ints x)
+{
+    return DPBUSD(sum, w, x);
+}
+
+static ALWAYS_INLINE f8 bytes_finish(ints sum)
+{
+    return _mm256_cvtepi32_ps(sum);
+}
+
+#endif
