@@ -13,6 +13,9 @@
 enum { MIMO_LOCAL_ROWS = 4 };
 /* Most octets of a unit of matrix rows: its results for a whole prefill tile stay in the second-level cache. */
 enum { MIMO_UNIT_OCTETS = 16 };
+/* Attention shares the chunks of a long context out when a step has fewer queries (a row's heads of one key/value head)
+ * than so many a worker, and computes at most so many chunks a worker before it merges them. */
+enum { MIMO_SPLIT_QUERIES = 4, MIMO_SPLIT_PARTS = 32 };
 
 typedef struct mimo_cpu_layer {
     const float *attention_norm, *mlp_norm; /* [H] */
@@ -84,6 +87,10 @@ typedef struct mimo_cpu {
     float *frequency[2];   /* [R/2] */
     size_t block;          /* floats of one row of scratch.gemm */
     mimo_scratch *scratch; /* [threads] */
+    /* m, l, acc of one query and chunk are split_width floats */
+    float *split_total; /* [MIMO_SPLIT_QUERIES * threads] */
+    float *split_part;  /* [2, MIMO_SPLIT_PARTS * threads] */
+    size_t split_width;
     uint8_t *workspace;
 
     struct mimo_cpu_draft *draft; /* draft.h; NULL: no drafter. The drafter's own layers are a mimo_cpu inside it. */

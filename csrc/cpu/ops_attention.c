@@ -201,66 +201,189 @@ static void merge(const partial *into, const partial *chunk, size_t heads, size_
     }
 }
 
-/* Query heads [head, head + heads) of row t, which share key/value head g. */
-static void attend(const mimo_task *task, const mimo_attention *a, size_t t, size_t head, size_t heads)
+/* Some query heads of one row that share a key/value head, and the chunks of keys that they see. */
+typedef struct query {
+    const mimo_task *task;
+    const mimo_attention *a;
+    size_t t, head, heads;
+    size_t lowest, after; /* keys lowest <= j < after */
+    size_t first_chunk, chunks;
+} query;
+
+static query query_of(const mimo_task *task, const mimo_attention *a, size_t t, size_t head, size_t heads)
 {
     const mimo_cpu *cpu = task->cpu;
-    const mimo_step *step = cpu->step;
-    const uint32_t layer = task->op->layer;
-    const size_t D = a->head_dim, Dv = a->v_head_dim, position = step->position[t];
-    const uint32_t g = (uint32_t)(head / (a->heads / a->kv_heads));
+    const size_t position = cpu->step->position[t];
     size_t lowest = a->window > 0 && position + 1 > a->window ? position + 1 - a->window : 0, after = position + 1;
     if (cpu->config->taps > 0)
         mimo_cpu_draft_keys(cpu, a, t, &lowest, &after);
-    const float *q = cpu->q + (t * a->heads + head) * D;
-    const float scale = 1.0f / sqrtf((float)D);
+    const size_t first = lowest / MIMO_KV_CHUNK;
+    return (query){.task = task,
+                   .a = a,
+                   .t = t,
+                   .head = head,
+                   .heads = heads,
+                   .lowest = lowest,
+                   .after = after,
+                   .first_chunk = first,
+                   .chunks = mimo_ceil_div(after, MIMO_KV_CHUNK) - first};
+}
 
-    const size_t width = heads * (Dv + 2);
-    float *memory = task->scratch->attention;
-    const partial total = partial_at(memory, heads), chunk = partial_at(memory + width, heads);
-    float *scores = memory + mimo_round_up(2 * width, 16);
-    for (size_t first = lowest / MIMO_KV_CHUNK * MIMO_KV_CHUNK; first < after; first += MIMO_KV_CHUNK) {
-        const size_t begin = mimo_max(lowest, first) - first, end = mimo_min(after - first, MIMO_KV_CHUNK);
-        uint8_t *values;
-        const uint8_t *keys = mimo_kv_head(step->kv[t], layer, g, first, &values);
-        const bool is_first = first <= lowest;
-        const partial *to = is_first ? &total : &chunk;
-        (cpu->exact ? cpu->kernels->attend_f32 : cpu->kernels->attend_bf16)(to->m, to->l, to->acc, q, keys, values,
-                                                                            begin, end, heads, D, Dv, scale, scores);
-        if (!is_first)
-            merge(&total, &chunk, heads, Dv);
-    }
+/* The i-th chunk that the query sees. scores [heads, 256] is scratch. */
+static void attend_chunk(const query *r, size_t i, const partial *to, float *scores)
+{
+    const mimo_cpu *cpu = r->task->cpu;
+    const mimo_attention *a = r->a;
+    const size_t first = (r->first_chunk + i) * MIMO_KV_CHUNK, D = a->head_dim;
+    const size_t begin = mimo_max(r->lowest, first) - first, end = mimo_min(r->after - first, MIMO_KV_CHUNK);
+    const uint32_t g = (uint32_t)(r->head / (a->heads / a->kv_heads));
+    const float *q = cpu->q + (r->t * a->heads + r->head) * D;
+    uint8_t *values;
+    const uint8_t *keys = mimo_kv_head(cpu->step->kv[r->t], r->task->op->layer, g, first, &values);
+    (cpu->exact ? cpu->kernels->attend_f32 : cpu->kernels->attend_bf16)(
+        to->m, to->l, to->acc, q, keys, values, begin, end, r->heads, D, a->v_head_dim, 1.0f / sqrtf((float)D), scores);
+}
 
-    const float *sinks = cpu->layer[layer].sinks;
-    for (size_t h = 0; h < heads; h++) {
+/* The sink joins, and the weighted values become the query's part of the output row. */
+static void finish(const query *r, const partial *total)
+{
+    const mimo_cpu *cpu = r->task->cpu;
+    const mimo_attention *a = r->a;
+    const size_t Dv = a->v_head_dim;
+    const float *sinks = cpu->layer[r->task->op->layer].sinks;
+    for (size_t h = 0; h < r->heads; h++) {
         float scale_all = 1.0f, sink = 0.0f;
         if (a->sinks) {
-            const float s = sinks[head + h], m = total.m[h] > s ? total.m[h] : s;
-            scale_all = mimo_expf(total.m[h] - m);
+            const float s = sinks[r->head + h], m = total->m[h] > s ? total->m[h] : s;
+            scale_all = mimo_expf(total->m[h] - m);
             sink = mimo_expf(s - m);
         }
-        const float inverse = scale_all / (total.l[h] * scale_all + sink);
-        float *out = cpu->a.f + (t * a->heads + head + h) * Dv;
+        const float inverse = scale_all / (total->l[h] * scale_all + sink);
+        float *out = cpu->a.f + (r->t * a->heads + r->head + h) * Dv;
         for (size_t e = 0; e < Dv; e++)
-            out[e] = total.acc[h * Dv + e] * inverse;
+            out[e] = total->acc[h * Dv + e] * inverse;
     }
-    mimo_cpu_quantize(cpu, &cpu->a, (size_t)a->heads * Dv, t, head * Dv, heads * Dv);
+    mimo_cpu_quantize(cpu, &cpu->a, (size_t)a->heads * Dv, r->t, r->head * Dv, r->heads * Dv);
+}
+
+/* All chunks by one worker. */
+static void attend(const query *r)
+{
+    const size_t Dv = r->a->v_head_dim, width = r->heads * (Dv + 2);
+    float *memory = r->task->scratch->attention;
+    const partial total = partial_at(memory, r->heads), chunk = partial_at(memory + width, r->heads);
+    float *scores = memory + mimo_round_up(2 * width, 16);
+    attend_chunk(r, 0, &total, scores);
+    for (size_t i = 1; i < r->chunks; i++) {
+        attend_chunk(r, i, &chunk, scores);
+        merge(&total, &chunk, r->heads, Dv);
+    }
+    finish(r, &total);
+}
+
+/* ---- long contexts: a query's chunks by several workers ---- */
+
+/* The chunks of all queries are computed in waves. While one wave is computed the one before is merged, in the order of
+ * the chunks, so that the sum is the one that a single worker makes. */
+typedef struct waves {
+    const mimo_task *task;
+    const mimo_attention *a;
+    size_t count, chunks; /* waves, and chunks of a query in each */
+} waves;
+
+static query wave_query(const waves *w, size_t i)
+{
+    const size_t group = w->a->heads / w->a->kv_heads;
+    return query_of(w->task, w->a, i / w->a->kv_heads, i % w->a->kv_heads * group, group);
+}
+
+/* Where chunk i of a query leaves its results: the first one in the query's total, others in the slots of their wave.
+ */
+static partial wave_partial(const waves *w, size_t query_number, size_t i, size_t heads)
+{
+    const mimo_cpu *cpu = w->task->cpu;
+    if (i == 0)
+        return partial_at(cpu->split_total + query_number * cpu->split_width, heads);
+    const size_t half = i / w->chunks % 2 * MIMO_SPLIT_PARTS * cpu->threads;
+    const size_t slot = half + query_number * w->chunks + i % w->chunks;
+    return partial_at(cpu->split_part + slot * cpu->split_width, heads);
+}
+
+static void compute_part(const waves *w, size_t wave, size_t unit)
+{
+    const size_t number = unit / w->chunks, i = wave * w->chunks + unit % w->chunks;
+    const query r = wave_query(w, number);
+    if (i >= r.chunks)
+        return;
+    const partial to = wave_partial(w, number, i, r.heads);
+    attend_chunk(&r, i, &to, w->task->scratch->attention);
+}
+
+static void merge_wave(const waves *w, size_t wave, size_t number)
+{
+    const query r = wave_query(w, number);
+    const partial total = wave_partial(w, number, 0, r.heads);
+    const size_t end = mimo_min((wave + 1) * w->chunks, r.chunks);
+    for (size_t i = mimo_max(wave * w->chunks, 1); i < end; i++) {
+        const partial chunk = wave_partial(w, number, i, r.heads);
+        merge(&total, &chunk, r.heads, r.a->v_head_dim);
+    }
+    if (wave + 1 == w->count)
+        finish(&r, &total);
+}
+
+static void attend_waves(const waves *w)
+{
+    const size_t queries = w->task->cpu->step->rows * w->a->kv_heads;
+    for (size_t wave = 0; wave <= w->count; wave++) {
+        const size_t merges = wave > 0 ? queries : 0, parts = wave < w->count ? queries * w->chunks : 0;
+        for (size_t unit; (unit = mimo_pool_take(w->task->worker)) < merges + parts;) {
+            if (unit < merges)
+                merge_wave(w, wave - 1, unit);
+            else
+                compute_part(w, wave, unit - merges);
+        }
+        if (wave < w->count)
+            mimo_pool_barrier(w->task->worker, NULL, NULL);
+    }
+}
+
+/* Most chunks that a row of the step sees, or 0 if none sees more keys than one chunk holds: sharing pays from there
+ * on. */
+static size_t chunks_to_share(const mimo_task *task, const mimo_attention *a)
+{
+    size_t keys = 0, chunks = 0;
+    for (size_t t = 0; t < task->cpu->step->rows; t++) {
+        const query r = query_of(task, a, t, 0, 1);
+        keys = mimo_max(keys, r.after - r.lowest);
+        chunks = mimo_max(chunks, r.chunks);
+    }
+    return keys > MIMO_KV_CHUNK ? chunks : 0;
 }
 
 void mimo_cpu_attention(const mimo_task *task)
 {
     const mimo_cpu *cpu = task->cpu;
     const mimo_attention *a = mimo_layer_attention(cpu->config, task->op->layer);
-    const size_t T = cpu->step->rows, group = a->heads / a->kv_heads;
+    const size_t T = cpu->step->rows, group = a->heads / a->kv_heads, queries = T * a->kv_heads;
+    const bool few = cpu->threads > 1 && queries < MIMO_SPLIT_QUERIES * cpu->threads;
+    const size_t chunks = few ? chunks_to_share(task, a) : 0;
+    if (chunks > 1) {
+        const size_t count = mimo_ceil_div(chunks, MIMO_SPLIT_PARTS * cpu->threads / queries);
+        const waves w = {.task = task, .a = a, .count = count, .chunks = mimo_ceil_div(chunks, count)};
+        attend_waves(&w);
+        return;
+    }
     /* Heads of a group share the keys they read: together while there are units enough for all workers. */
     size_t heads = group;
-    while (heads > 1 && T * a->kv_heads * mimo_ceil_div(group, heads) < 4 * cpu->threads)
+    while (few && heads > 1 && queries * mimo_ceil_div(group, heads) < MIMO_SPLIT_QUERIES * cpu->threads)
         heads = mimo_ceil_div(heads, 2);
-    const size_t per_group = mimo_ceil_div(group, heads), units = T * a->kv_heads * per_group;
+    const size_t per_group = mimo_ceil_div(group, heads), units = queries * per_group;
     for (size_t unit; (unit = mimo_pool_take(task->worker)) < units;) {
         const size_t t = unit / (a->kv_heads * per_group), rest = unit % (a->kv_heads * per_group);
         const size_t first = rest % per_group * heads;
-        attend(task, a, t, rest / per_group * group + first, mimo_min(heads, group - first));
+        const query r = query_of(task, a, t, rest / per_group * group + first, mimo_min(heads, group - first));
+        attend(&r);
     }
 }
 

@@ -47,7 +47,7 @@ static void carve_routes(carver *c, mimo_routes *r, size_t T, size_t E, size_t K
 
 /* The largest of each dimension over the layers in use. */
 typedef struct sizes {
-    size_t q, a, u, attention;
+    size_t q, a, u, attention, split;
 } sizes;
 
 static sizes measure(mimo_cpu *cpu)
@@ -63,6 +63,7 @@ static sizes measure(mimo_cpu *cpu)
         cpu->angles[c->sliding[i]] = a->rotary_dim / 2;
         /* running and chunk results, then scores */
         s.attention = mimo_max(s.attention, group * (2 * ((size_t)a->v_head_dim + 2) + MIMO_KV_CHUNK) + 64);
+        s.split = mimo_max(s.split, mimo_round_up(group * ((size_t)a->v_head_dim + 2), 16));
         s.u = mimo_max(s.u, c->sparse[i] ? T * c->top_k * c->expert_width : T * c->dense_width);
     }
     return s;
@@ -96,6 +97,9 @@ static void carve_all(mimo_cpu *cpu, carver *c, const sizes *s)
         carve_draft(c, cpu->draft, T);
     cpu->router_logits = carve(c, T * mimo_round_up(config->experts, 8), sizeof(float));
     carve_routes(c, &cpu->routes, T, config->experts, config->top_k);
+    cpu->split_width = s->split;
+    cpu->split_total = carve(c, MIMO_SPLIT_QUERIES * cpu->threads, s->split * sizeof(float));
+    cpu->split_part = carve(c, 2 * (size_t)MIMO_SPLIT_PARTS * cpu->threads, s->split * sizeof(float));
     for (size_t i = 0; i < cpu->threads; i++) {
         mimo_scratch unused = {0};
         mimo_scratch *scratch = c->base != NULL ? &cpu->scratch[i] : &unused;

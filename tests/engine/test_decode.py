@@ -79,6 +79,15 @@ def test_logits_do_not_depend_on_the_number_of_threads(open_engine: Any, precisi
             assert np.array_equal(open_engine(precision, threads=threads).logits(prompt, step=step), want), (threads, step)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_attention_over_long_contexts_does_not_depend_on_how_it_is_shared(open_engine: Any, precision: str) -> None:
+    prompt = tokens(2700, seed=9)
+    want = open_engine(precision, threads=1).logits(prompt)[-120:]
+    for threads, step in ((2, 3), (3, 5)):  # fewer rows than workers want; up to two waves of chunks
+        engine = open_engine(precision, threads=threads)
+        assert np.array_equal(engine.logits(prompt, step=step)[-120:], want), (threads, step)
+
+
 @pytest.mark.parametrize("variant", [name for name in _probe.kernel_variants() if name != "ref"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_logits_are_those_of_the_reference_kernels(open_engine: Any, precision: str, variant: str) -> None:
