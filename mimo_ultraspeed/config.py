@@ -493,7 +493,7 @@ def _read_window(fields: Fields, *, needed: bool) -> int:
     return fields.integer("sliding_window", "sliding_window_size", default=None if needed else 0, least=int(needed))
 
 
-def read_rope(fields: Fields) -> tuple[tuple[float, float], tuple[float, float]]:
+def read_rope(fields: Fields, default_theta: float | None = None) -> tuple[tuple[float, float], tuple[float, float]]:
     """(theta, partial factor) of full and of sliding layers, from flat keys or from the nested object of newer files."""
     nested: list[dict[str, float]] = [{}, {}]
     for name in ("rope_scaling", "rope_parameters"):
@@ -510,6 +510,7 @@ def read_rope(fields: Fields) -> tuple[tuple[float, float], tuple[float, float]]
         else:
             nested = [old | _read_rope_object(outer) for old in nested]
     theta = _one_of(fields, "rope_theta", nested[0].get("rope_theta"))
+    theta = default_theta if theta is None else theta
     if theta is None:
         raise fields.fail("rope_theta", "a positive number", None)
     factor = _one_of(fields, "partial_rotary_factor", nested[0].get("partial_rotary_factor"))

@@ -167,8 +167,7 @@ def _read(given: Fields, target_layers: int) -> DraftConfig:
     if heads % kv_heads:
         raise given.fail("num_key_value_heads", f"a divisor of {heads} heads", kv_heads)
     head_dim = given.integer("head_dim", default=max(hidden // heads, 1))
-    has_theta = given.keys() & {"rope_theta", "rope_parameters", "rope_scaling"}
-    theta, factor = read_rope(given)[0] if has_theta else (10000.0, given.number("partial_rotary_factor", default=1.0))
+    theta, factor = read_rope(given, default_theta=10000.0)[0]
     if factor > 1:
         raise given.fail("partial_rotary_factor", "at most 1", factor)
     block = given.integer("block_size")
@@ -178,7 +177,7 @@ def _read(given: Fields, target_layers: int) -> DraftConfig:
     window = given.integer("swa_window_size", "sliding_window", default=None if any(pattern) else 0, least=int(any(pattern)))
     # Drafters that list layer types and say nothing else are causal in their sliding layers.
     said = given.take("is_causal", "causal")[1] is not None
-    causal = (given.flag("is_causal", "causal"),) * 2 if said else (False, by_type)
+    causal = (given.flag("is_causal", "causal"),) * 2 if said else (False, by_type and any(pattern))
     return DraftConfig(
         hidden_size=hidden,
         num_hidden_layers=layers,

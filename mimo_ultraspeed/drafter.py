@@ -132,7 +132,7 @@ def open_drafter(
 ) -> Drafter | None:
     """The drafter that `draft` names, for a target that is `checkpoint`; None when it names none.
 
-    draft: "auto" (or True), None (or False), the folder of a drafter, or a `Draft`. shipped: name of an embedded model whose
+    draft: "auto", True (as "auto", but there must be one), None or False, the folder of a drafter, or a `Draft`. shipped: name of an embedded model whose
       drafter comes with the package.
     Raises CheckpointError when the files contradict each other or the target, OSError when one is missing; warns (UserWarning)
     when a drafter has no mask embedding.
@@ -144,8 +144,10 @@ def open_drafter(
         places = [checkpoint.folder / "dflash", *([SHIPPED / shipped] if shipped is not None else [])]
         folder = next((place for place in places if (place / CONFIG).exists()), None)
         if folder is None:
-            if options.switches():
-                raise FileNotFoundError(f"{places[0]}: expected the folder of a drafter, which Draft(...) asks for, found none")
+            if options.switches() or draft is True:
+                raise FileNotFoundError(
+                    f"{places[0]}: expected the folder of a drafter, as draft={draft!r} asks for one, found none"
+                )
             return None
     else:
         folder = Path(options.path).expanduser()

@@ -90,7 +90,7 @@ class Model:
           ("owner/name"). revision: branch, tag or commit of a hub id. local_files_only: True fetches nothing.
         device: "auto" or "cpu".
         draft: "auto" (the checkpoint's own drafter in its folder `dflash/`, or the one shipped for an embedded model, if there is
-          one), None or False for none, the folder of a drafter, or a `Draft` with switches.
+          one), True for one that must be there, None or False for none, the folder of a drafter, or a `Draft` with switches.
         precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
         max_context: positions of prompt and answer together; None is the model's own limit.
         progress: bars on stderr, or in the notebook.
@@ -286,8 +286,6 @@ class Model:
         if drafter is None:
             raise ValueError("draft_logits: this model has no drafter")
         ids = check_ids(token_ids, self.config.vocab_size)
-        if len(ids) == 0:
-            raise ValueError("token_ids: expected at least one id, the anchor, found none")
         at = [len(ids) - 1] if anchors is None else [int(anchor) for anchor in anchors]
         known = self._engine.draft_logits(ids, at)
         if drafter.target_ids is not None:

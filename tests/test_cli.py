@@ -118,6 +118,29 @@ def test_info_reads_headers_only(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert part in told
 
 
+def test_make_and_info_of_a_drafter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "drafted"
+    assert main(["make", str(folder), "--draft", "block=4", "vocab=100", "markov_rank=8"]) == 0
+    assert main(["info", str(folder), "--plan"]) == 0
+    told = capsys.readouterr().out
+    for part in (
+        "block        4: the last token and 3 drafts",
+        "taps         after target layers 0, 1, 3",
+        "drafts       100 of 512 ids, Markov head of rank 8",
+        "mask from    mask_embedding.pt",
+        "model.fc.weight",
+        "the drafter's",
+        "draft_fuse  M=3 H=160",
+    ):
+        assert part in told
+    assert main(["info", str(folder), "--draft", str(tmp_path / "nowhere")]) == 1
+    assert "expected the folder of a drafter" in capsys.readouterr().err
+    assert main(["make", str(tmp_path / "x"), "--draft", "blocks=4"]) == 1
+    assert "'blocks' is not an option of a made drafter" in capsys.readouterr().err
+    assert main(["make", str(tmp_path / "x"), "--draft", "block"]) == 1
+    assert "--draft: expected KEY=VALUE, found 'block'" in capsys.readouterr().err
+
+
 def test_make_overrides_stand_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mimo_ultraspeed.checkpoint import Checkpoint
 

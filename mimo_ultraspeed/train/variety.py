@@ -46,10 +46,18 @@ Now summarize your answer in one sentence.|Turn this into a bulleted list.|Why i
 Rewrite it for children.|Continue.|Add a title and a conclusion.|Translate the main idea into everyday language.
 What did you leave out?|Give me three more.|How certain are you of this?|Can you write this as a story instead?
 """.replace("\n", "|")
-_SYSTEM_ROLES = ("a pirate", "a chef", "a detective", "an old professor", "a travel guide", "a robot", "a king", "a sports commentator")
+_SYSTEM_ROLES = (
+    "a pirate",
+    "a chef",
+    "a detective",
+    "an old professor",
+    "a travel guide",
+    "a robot",
+    "a king",
+    "a sports commentator",
+)
 _STOP_WORDS = frozenset(
-    "a an and are as create code for from function given in is it of on or program python script takes that the to using which "
-    "with write generate accepts returns you your can please develop design implement simple".split()
+    ["a", "an", "and", "are", "as", "create", "code", "for", "from", "function", "given", "in", "is", "it", "of", "on", "or", "program", "python", "script", "takes", "that", "the", "to", "using", "which", "with", "write", "generate", "accepts", "returns", "you", "your", "can", "please", "develop", "design", "implement", "simple"]
 )
 _WORD = re.compile(r"[a-z]+")
 
@@ -74,7 +82,9 @@ def as_stub(request: str, seed: int) -> str | None:
     draw = random.Random(f"stub {seed} {request}")
     words = [word for word in _WORD.findall(request.lower()) if word not in _STOP_WORDS and len(word) > 2]
     name = "_".join(words[: draw.randint(2, 3)]) or "solve"
-    arguments = ", ".join(draw.sample(("values: list[int]", "text: str", "n: int", "items", "x: float", "k: int = 1"), draw.randint(1, 2)))
+    arguments = ", ".join(
+        draw.sample(("values: list[int]", "text: str", "n: int", "items", "x: float", "k: int = 1"), draw.randint(1, 2))
+    )
     stub = f'def {name}({arguments}):\n    """ {request.strip()}\n    """\n'
     lead = draw.choice(
         (

@@ -9,12 +9,24 @@ import pytest
 
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
+from mimo_ultraspeed.drafter import open_drafter
 from mimo_ultraspeed.make import make
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     return Checkpoint.open(make(tmp_path_factory.mktemp("made") / "tiny", progress=False)).core_arguments()
+
+
+@pytest.fixture(scope="module")
+def drafted(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
+    """The same for a model with a drafter of some ids only and a Markov head: positional and keyword arguments."""
+    options = {"vocab": 100, "markov_rank": 4}
+    checkpoint = Checkpoint.open(make(tmp_path_factory.mktemp("made") / "drafted", draft=options, progress=False))
+    drafter = open_drafter("auto", checkpoint)
+    assert drafter is not None
+    config, tensors, files = checkpoint.core_arguments()
+    return (config, tensors, files + [str(path) for path in drafter.files]), {"draft": drafter.to_core()}
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +96,28 @@ def test_forward(arguments: tuple[Any, Any, Any], persistent: bool) -> None:
     assert sweep(lambda: engine.hidden_states([1, 2, 3], [0]), persistent) >= 3
     assert sweep(lambda: engine.plan(4), persistent) == 2
     assert (engine.logits([1, 2, 3]) == want).all()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_open_and_load_with_a_drafter(drafted: tuple[tuple[Any, Any, Any], dict[str, Any]], persistent: bool) -> None:
+    def open_and_load() -> None:
+        engine = _probe.Engine(*drafted[0], **drafted[1], threads=3)
+        try:
+            engine.load()
+        finally:
+            engine.close()
+
+    assert sweep(open_and_load, persistent) > 40
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_draft_logits(drafted: tuple[tuple[Any, Any, Any], dict[str, Any]], persistent: bool) -> None:
+    engine = _probe.Engine(*drafted[0], **drafted[1], threads=2)
+    engine.load()
+    want = engine.draft_logits([1, 2, 3], [1, 2])
+    assert sweep(lambda: engine.draft_logits([1, 2, 3], [1, 2]), persistent) >= 6
+    assert sweep(lambda: engine.plan(4, draft=True), persistent) == 2
+    assert (engine.draft_logits([1, 2, 3], [1, 2]) == want).all()
 
 
 def test_decoding_does_not_allocate(arguments: tuple[Any, Any, Any]) -> None:

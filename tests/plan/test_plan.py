@@ -9,6 +9,7 @@ import pytest
 
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
+from mimo_ultraspeed.drafter import open_drafter
 from mimo_ultraspeed.make import make
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,6 +25,20 @@ def test_dump(shape: str, tmp_path: Path) -> None:
         golden.write_text(text)
     assert text == golden.read_text()
     assert len(text.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("shape", ["tiny", "pro"])
+def test_dump_of_a_drafter(shape: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make(tmp_path / "model", shape=shape, draft=True, headers_only=True, progress=False))
+    drafter = open_drafter("auto", checkpoint)
+    assert drafter is not None
+    config, tensors, files = checkpoint.core_arguments()
+    files += [str(path) for path in drafter.files]
+    text = _probe.Engine(config, tensors, files, threads=1, draft=drafter.to_core()).plan(8, draft=True)
+    golden = GOLDEN / f"{shape}_draft.txt"
+    if os.environ.get("MIMO_WRITE_GOLDENS") == "1":
+        golden.write_text(text)
+    assert text == golden.read_text()
 
 
 def test_rows_are_checked(tmp_path: Path) -> None:
