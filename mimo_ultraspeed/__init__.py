@@ -16,6 +16,7 @@ from .errors import CheckpointError, ContextOverflowError, EngineError, Template
 from .hardware import backends
 
 if TYPE_CHECKING:
+    from .benchmark import BenchResult, bench
     from .checkpoint import Checkpoint
     from .config import ModelConfig
     from .draft import Draft, DraftConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BenchResult",
     "Checkpoint",
     "CheckpointError",
     "ContextOverflowError",
@@ -49,9 +51,11 @@ __all__ = [
     "TokenizerError",
     "__version__",
     "backends",
+    "bench",
 ]
 
 _HOME = {
+    "BenchResult": "benchmark",
     "Checkpoint": "checkpoint",
     "Draft": "draft",
     "DraftConfig": "draft",
@@ -65,6 +69,7 @@ _HOME = {
     "Stream": "stream",
     "TokenLogprob": "result",
     "Tokenizer": "tokenizer",
+    "bench": "benchmark",
 }
 
 

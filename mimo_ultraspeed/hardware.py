@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import html
 import os
+import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Backend", "Backends", "available_memory", "backends", "memory_limit"]
+__all__ = ["Backend", "Backends", "available_memory", "backends", "cores", "memory_limit", "processor"]
 
 CUDA_OFF = "not built: this package has CPU kernels only"
+_FEATURES = (
+    "sse4_2 avx avx2 fma f16c avx_vnni avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16 amx_int8 asimd asimddp i8mm sve"
+)
 
 
 @dataclass(frozen=True)
@@ -110,3 +114,23 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The CPU's name, and those of its features that kernels could use where the system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip().lower(), value.strip())
+    present = set(fields.get("flags", fields.get("features", "")).split())
+    name = fields.get("model name") or platform.machine()
+    return f"{name}: {' '.join(word for word in _FEATURES.split() if word in present) or 'no known features'}"

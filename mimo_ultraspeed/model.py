@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,7 @@ class Model:
         self._eos = tokenizer.eos_token_ids if tokenizer is not None else self._defaults.eos
         self._pid = os.getpid()
         self._closed = False
+        self._load_seconds = 0.0
 
     @classmethod
     def from_pretrained(
@@ -121,7 +123,9 @@ class Model:
         try:
             model = cls(checkpoint, engine, tokenizer, drafter)
             with bar(progress, desc="loading", unit="B", unit_scale=True, unit_divisor=1024) as shown:
+                began = time.perf_counter()
                 engine.load(partial(_show_load, shown))
+                model._load_seconds = time.perf_counter() - began
         except BaseException:
             engine.close()
             raise
@@ -175,6 +179,11 @@ class Model:
     def backend(self) -> str:
         """What runs it, as in `mimo_ultraspeed.backends()`: "cpu:avx2"."""
         return f"cpu:{self._engine.variant}"
+
+    @property
+    def load_seconds(self) -> float:
+        """How long it took to read and pack the weights."""
+        return self._load_seconds
 
     def memory(self) -> dict[str, int]:
         """Bytes by use: weights, embedding, workspace, their total; kv_per_position and kv_fixed per sequence; read_per_token; and

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from . import chat, convert, doctor, generate, info, make, train
+from . import bench, chat, convert, doctor, generate, info, make, train
 
 __all__ = ["main"]
 
@@ -59,14 +59,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for module in (generate, chat, info, doctor, make, convert, train):
+    for module in (generate, chat, info, doctor, make, convert, bench, train):
         command = module.add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=module.run)
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command == "make" and all(make.is_override(word) for word in rest):
-        args.overrides += rest  # argparse takes no positional arguments after an option that follows others
+    taken = {"make": "overrides", "bench": "words"}.get(args.command)
+    if rest and taken is not None and all(make.is_override(word) for word in rest):
+        getattr(args, taken).extend(rest)  # argparse takes no positional arguments after an option that follows others
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args

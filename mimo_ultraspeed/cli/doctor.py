@@ -11,9 +11,6 @@ from pathlib import Path
 __all__ = ["add", "run"]
 
 _DEPENDENCIES = ("numpy", "tokenizers", "jinja2", "huggingface_hub", "tqdm", "gguf", "pip")
-_FEATURES = (
-    "sse4_2 avx avx2 fma f16c avx_vnni avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16 amx_int8 asimd asimddp i8mm sve"
-)
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -28,12 +25,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
 def run(args: argparse.Namespace) -> int:
     """Prints the report."""
     from .. import __version__
+    from ..hardware import cores, processor
 
     print(f"mimo-ultraspeed  {__version__}, in {Path(__file__).resolve().parents[1]}")
     print(f"python           {platform.python_version()} ({platform.python_implementation()}), {sys.executable}")
     print(f"system           {platform.platform()}")
-    print(f"processor        {_processor()}")
-    print(f"cores            {_cores()} available of {os.cpu_count()}")
+    print(f"processor        {processor()}")
+    print(f"cores            {cores()} available of {os.cpu_count()}")
     healthy = _print_backends()
     print("\ndefault model")
     print(f"  {_default_model()}")
@@ -58,25 +56,6 @@ def _print_backends() -> bool:
     if wanted and not any(backend.chosen for backend in table.values()):
         print(f"  MIMO_CPU={wanted} asks for kernels that do not run here: opening a model will fail")
     return True
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """The CPU's name and those of its features that kernels could use, where the system tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip().lower(), value.strip())
-    present = set(fields.get("flags", fields.get("features", "")).split())
-    name = fields.get("model name") or platform.machine()
-    return f"{name}: {' '.join(word for word in _FEATURES.split() if word in present) or 'no known features'}"
 
 
 def _default_model() -> str:
