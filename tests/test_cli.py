@@ -185,7 +185,9 @@ def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture
     assert "usage: mimo-ultraspeed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "generate", "chat", "info", "doctor", "make", "convert", "bench"])
+@pytest.mark.parametrize(
+    "command", ["", "generate", "chat", "info", "doctor", "evaluate", "evaluate acceptance", "evaluate merge", "make", "convert", "bench"]
+)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command.split(), "--help"])

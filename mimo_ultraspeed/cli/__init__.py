@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from . import bench, chat, convert, doctor, generate, info, make, train
+from . import bench, chat, convert, doctor, evaluate, generate, info, make, train
 
 __all__ = ["main"]
 
@@ -59,7 +59,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for module in (generate, chat, info, doctor, make, convert, bench, train):
+    for module in (generate, chat, info, doctor, evaluate, make, convert, bench, train):
         command = module.add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

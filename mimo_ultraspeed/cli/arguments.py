@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..options import GenerationArguments
 
-__all__ = ["add_model", "add_sampling", "dim", "load", "sampling"]
+__all__ = ["DEFAULT_MODEL", "add_model", "add_running", "add_sampling", "dim", "load", "sampling"]
 
 DEFAULT_MODEL = "smollm2-135m"
 _SAMPLING = (
@@ -31,6 +31,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="MODEL", help=f"{DEFAULT_MODEL} (the default), a checkpoint's folder, or a hub id"
     )
+    add_running(parser, group)
+
+
+def add_running(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup | None = None) -> None:
+    """How a model is run. group: of `parser`, None for one of its own."""
+    group = group or parser.add_argument_group("model")
     group.add_argument("--precision", choices=("fast", "exact"), default="fast", help="8-bit (default) or float32 activations")
     group.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per available core)")
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and answer (default: the model's limit)")

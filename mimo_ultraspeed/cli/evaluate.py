@@ -1,0 +1,179 @@
+"""`evaluate`: what drafting gives, and whether the drafter is wired right."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import Any
+
+from .arguments import DEFAULT_MODEL, add_running, dim
+
+__all__ = ["add", "run"]
+
+_EPILOG = """\
+examples:
+  mimo-ultraspeed evaluate acceptance
+  mimo-ultraspeed evaluate acceptance --scenarios coding,math --temperature 0 --limit 8 --out run.json --plot run.png
+  mimo-ultraspeed evaluate acceptance --scenarios "" --prompts humaneval.jsonl --modes drafter
+  mimo-ultraspeed evaluate acceptance --shard 1/4 --out part1.json      (and 2/4 ... elsewhere)
+  mimo-ultraspeed evaluate merge part*.json --out run.json
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = commands.add_parser(
+        "evaluate", help="measure what drafting gives", description="Measures speculative decoding.", epilog=_EPILOG
+    )
+    kinds = parser.add_subparsers(title="what", metavar="WHAT", dest="what", required=True)
+    for words in (_add_acceptance(kinds), _add_merge(kinds)):
+        words.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    return parser
+
+
+def _add_acceptance(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(
+        "acceptance",
+        help="tokens per round, where drafts die, speed-up over plain decoding",
+        description="Answers prompts with and without drafts, in turns, and tells how many tokens a round gives and its worth.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=f"{DEFAULT_MODEL} (the default), a folder, or a hub id"
+    )
+    parser.add_argument("--draft", default="auto", metavar="FOLDER", help="the drafter's folder (default: auto, the model's own)")
+    what = parser.add_argument_group("what is answered")
+    what.add_argument(
+        "--scenarios",
+        type=_words,
+        default=("coding", "math", "agent", "chat"),
+        metavar="A,B",
+        help="of coding,math,agent,chat (all)",
+    )
+    what.add_argument(
+        "--prompts",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help='also a .jsonl of {"turns": [...]}; may be given several times',
+    )
+    what.add_argument("--limit", type=int, metavar="N", help="at most N conversations of each")
+    what.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N parts")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--modes", type=_words, default=("drafter", "lookup", "both"), metavar="A,B", help="of drafter,lookup,both (all)"
+    )
+    how.add_argument(
+        "--temperature", type=_numbers, default=(0.0, 1.0), metavar="T,T", help="0 is greedy (default: 0,1)", dest="temperatures"
+    )
+    how.add_argument(
+        "--verify",
+        type=_words,
+        default=("coupled", "argmax"),
+        metavar="A,B",
+        help="of coupled,argmax,rejection, above temperature 0",
+    )
+    how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of an answer (default: 256)")
+    how.add_argument("--width", type=int, metavar="N", help="rows verified per round (default: by cost)")
+    how.add_argument("--seed", type=int, default=0, metavar="SEED", help="of noise and of the bootstrap (default: 0)")
+    how.add_argument(
+        "--simulate-acceptance",
+        type=float,
+        metavar="L",
+        help="make every round give about L tokens, to time an engine; nonsense text",
+    )
+    add_running(parser)
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "--out", metavar="FILE", help="write figures and raw rounds as JSON; answers are kept beside it as they end"
+    )
+    result.add_argument("--resume", action="store_true", help="go on with the run of --out that was interrupted")
+    result.add_argument("--plot", metavar="FILE", help="draw the figures into a .png, .svg or .pdf (needs matplotlib)")
+    return parser
+
+
+def _add_merge(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(
+        "merge", help="put shards together", description="Puts the shards of an acceptance run together, as if it had been one."
+    )
+    parser.add_argument("results", nargs="+", metavar="FILE", help="what --out of each shard wrote")
+    parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw the figures (needs matplotlib)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one of the evaluations and prints its table."""
+    return {"acceptance": _acceptance, "merge": _merge}[args.what](args)
+
+
+def _acceptance(args: argparse.Namespace) -> int:
+    from ..evaluate import Settings, acceptance
+
+    _check_plot(args)
+    if args.resume and args.out is None:
+        raise ValueError("--resume needs --out, the file of the run to go on with")
+    interrupted: list[bool] = []
+    fields: dict[str, Any] = {name: getattr(args, name) for name in Settings.__dataclass_fields__}
+    result = acceptance(
+        args.model,
+        draft=args.draft,
+        scenarios=args.scenarios,
+        prompts=args.prompts,
+        settings=Settings(**fields),
+        out=args.out,
+        resume=args.resume,
+        shard=args.shard,
+        on_interrupt=lambda: interrupted.append(True),
+        device=args.device,
+        precision=args.precision,
+        threads=args.threads,
+        max_context=args.max_context,
+        revision=args.revision,
+    )
+    _show(args, result)
+    if interrupted and args.out is not None:
+        print(dim("interrupted; the same command with --resume goes on"), file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from ..evaluate import merge
+
+    _check_plot(args)
+    result = merge(args.results)
+    if args.out is not None:
+        result.save(args.out)
+    _show(args, result)
+    return 0
+
+
+def _check_plot(args: argparse.Namespace) -> None:
+    """Before hours of measuring, not after."""
+    if args.plot is not None:
+        from ..evaluate.plot import check_installed
+
+        check_installed()
+
+
+def _show(args: argparse.Namespace, result: Any) -> None:
+    print(result)
+    if args.plot is not None and result.figures:
+        result.plot(args.plot)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in _words(text))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, found {text!r}")
+    return int(found[1]), int(found[2])

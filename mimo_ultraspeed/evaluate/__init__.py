@@ -1,0 +1,30 @@
+"""Evaluation of speculative decoding: how many tokens a round gives, where drafts die, and whether the drafter is wired right.
+
+from mimo_ultraspeed import evaluate
+result = evaluate.acceptance("smollm2-135m", temperatures=(0.0,), limit=4)
+print(result)
+result.figures["coding"]["both T=0"]["acceptance_length"]
+"""
+
+from __future__ import annotations
+
+from .report import Evaluation, merge
+from .rounds import DEFINITIONS, Rounds, acceptance_length, figures, speculative_decoding
+from .run import Settings, acceptance
+from .scenarios import PUBLISHED, SCENARIOS, PromptSet, load_prompts
+
+__all__ = [
+    "DEFINITIONS",
+    "PUBLISHED",
+    "SCENARIOS",
+    "Evaluation",
+    "PromptSet",
+    "Rounds",
+    "Settings",
+    "acceptance",
+    "acceptance_length",
+    "figures",
+    "load_prompts",
+    "merge",
+    "speculative_decoding",
+]
