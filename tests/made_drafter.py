@@ -89,12 +89,12 @@ def write(folder: Path, tensors: dict[str, NDArray[np.float32]], settings: dict[
 class Constructed:
     """Target, drafter, answers."""
 
-    def __init__(self, model: mu.Model, folder: Path, *, answers: int = 4, rounds: int = 10) -> None:
+    def __init__(self, model: mu.Model, folder: Path, *, answers: int = 3, rounds: int = 8) -> None:
         config_ = model.config
         last = config_.num_hidden_layers - 1
         self.model, self.taps = model, (0, last // 2, last)
         own = weights(config_.hidden_size, len(self.taps))
-        target = Weights(sorted(model.checkpoint.folder.glob("*.safetensors")))
+        target = Weights(model.checkpoint.tensors, model.checkpoint.files)
         self.embedding = target["embed_tokens.weight"]
         head = self.embedding if config_.tie_word_embeddings else target["lm_head.weight"]
         self.folder = write(folder, own, config(config_.hidden_size, last + 1, config_.vocab_size, self.taps))
@@ -117,6 +117,6 @@ class Constructed:
         """Of the checkpoint's wiring, with the last of `ids` as the anchor."""
         streams = Answer(ids, 0, self.model.hidden_states(ids, self.layers))
         embedded = self.embedding[ids]
-        context = self.drafter.context(Dump(self.layers, (streams,)).taps(streams, self.taps, embedded))
+        context = self.drafter.context(Dump(self.layers, (streams,)).taps(streams, self.taps))
         anchor = np.array([len(ids) - 1])
         return [int(token) for token in self.drafter.draft(self.wiring, context, anchor, embedded[anchor], ids[anchor])[0]]

@@ -186,7 +186,21 @@ def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "command", ["", "generate", "chat", "info", "doctor", "evaluate", "evaluate acceptance", "evaluate merge", "make", "convert", "bench"]
+    "command",
+    [
+        "",
+        "generate",
+        "chat",
+        "info",
+        "doctor",
+        "evaluate",
+        "evaluate acceptance",
+        "evaluate merge",
+        "evaluate self-check",
+        "make",
+        "convert",
+        "bench",
+    ],
 )
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

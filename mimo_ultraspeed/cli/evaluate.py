@@ -18,6 +18,7 @@ examples:
   mimo-ultraspeed evaluate acceptance --scenarios "" --prompts humaneval.jsonl --modes drafter
   mimo-ultraspeed evaluate acceptance --shard 1/4 --out part1.json      (and 2/4 ... elsewhere)
   mimo-ultraspeed evaluate merge part*.json --out run.json
+  mimo-ultraspeed evaluate self-check ./MiMo-V2.5-Pro-FP4-DFlash
 """
 
 
@@ -27,7 +28,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
         "evaluate", help="measure what drafting gives", description="Measures speculative decoding.", epilog=_EPILOG
     )
     kinds = parser.add_subparsers(title="what", metavar="WHAT", dest="what", required=True)
-    for words in (_add_acceptance(kinds), _add_merge(kinds)):
+    for words in (_add_acceptance(kinds), _add_merge(kinds), _add_self_check(kinds)):
         words.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     return parser
 
@@ -104,9 +105,30 @@ def _add_merge(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> ar
     return parser
 
 
+def _add_self_check(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(
+        "self-check",
+        help="is the drafter wired as it was trained?",
+        description="Scores every disputed switch of the drafter on recorded answers. The checkpoint's own setting should be "
+        "first; exit status 1 when another is clearly better, or when the engine drafts as with another.",
+    )
+    parser.add_argument(
+        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=f"{DEFAULT_MODEL} (the default), a folder, or a hub id"
+    )
+    parser.add_argument("--draft", default="auto", metavar="FOLDER", help="the drafter's folder (default: auto, the model's own)")
+    parser.add_argument("--prompts", metavar="FILE", help='answer the first turns of this .jsonl of {"turns": [...]}')
+    parser.add_argument("--answers", type=int, default=12, metavar="N", help="how many answers (default: 12)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens of an answer (default: 128)")
+    parser.add_argument("--stride", type=int, default=2, metavar="N", help="draft from every N-th token of an answer (default: 2)")
+    parser.add_argument("--dump", metavar="FILE", help="score these recorded answers (.npz) instead")
+    parser.add_argument("--save-dump", metavar="FILE", help="record the answers with their residual streams")
+    add_running(parser)
+    return parser
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs one of the evaluations and prints its table."""
-    return {"acceptance": _acceptance, "merge": _merge}[args.what](args)
+    return {"acceptance": _acceptance, "merge": _merge, "self-check": _self_check}[args.what](args)
 
 
 def _acceptance(args: argparse.Namespace) -> int:
@@ -148,6 +170,28 @@ def _merge(args: argparse.Namespace) -> int:
         result.save(args.out)
     _show(args, result)
     return 0
+
+
+def _self_check(args: argparse.Namespace) -> int:
+    from ..evaluate import PromptSet, self_check
+    from ..model import Model
+
+    prompts = None
+    if args.prompts is not None:
+        prompts = [item.turns[0] for item in PromptSet.read(args.prompts).items[: args.answers]]
+    running = {name: getattr(args, name) for name in ("device", "precision", "threads", "max_context", "revision")}
+    with Model.from_pretrained(args.model, draft=args.draft, **running) as model:
+        found = self_check(
+            model,
+            prompts,
+            dump=args.dump,
+            save_dump=args.save_dump,
+            answers=args.answers,
+            max_new_tokens=args.max_new_tokens,
+            stride=args.stride,
+        )
+    print(found)
+    return 0 if found.passed else 1
 
 
 def _check_plot(args: argparse.Namespace) -> None:

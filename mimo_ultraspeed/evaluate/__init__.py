@@ -8,10 +8,12 @@ result.figures["coding"]["both T=0"]["acceptance_length"]
 
 from __future__ import annotations
 
+from .check import self_check
 from .report import Evaluation, merge
 from .rounds import DEFINITIONS, Rounds, acceptance_length, figures, speculative_decoding
 from .run import Settings, acceptance
 from .scenarios import PUBLISHED, SCENARIOS, PromptSet, load_prompts
+from .selfcheck import SelfCheck
 
 __all__ = [
     "DEFINITIONS",
@@ -20,11 +22,13 @@ __all__ = [
     "Evaluation",
     "PromptSet",
     "Rounds",
+    "SelfCheck",
     "Settings",
     "acceptance",
     "acceptance_length",
     "figures",
     "load_prompts",
     "merge",
+    "self_check",
     "speculative_decoding",
 ]

@@ -41,7 +41,7 @@ class Wiring:
     """What sources disagree about."""
 
     taps: tuple[int, ...]
-    """Layers of the target, counted from 0; -1 is the embedding."""
+    """Layers of the target, counted from 0."""
     rope_theta: float
     rotary_dim: int
     """First dims of a head that are rotated, half against half."""
@@ -175,7 +175,9 @@ class NumpyDrafter:
 
     def _heads(self, name: str, x: Array, heads: int, places: Ids, theta: float, rotary: int) -> Array:
         """[..., heads, D]: projected, normalised per head, rotated."""
-        y = self._rms(f"{name}_norm.weight", (x @ self.weights[f"{name}_proj.weight"]).reshape(*x.shape[:-1], heads, -1))
+        y = (x @ self.weights[f"{name}_proj.weight"]).reshape(*x.shape[:-1], heads, -1)
+        if f"{name}_norm.weight" in self.weights:  # some drafters have none
+            y = self._rms(f"{name}_norm.weight", y)
         half = rotary // 2
         angle = places[..., None, None] * theta ** (-np.arange(half) / half) if half else np.zeros((1,))
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

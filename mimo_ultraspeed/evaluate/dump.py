@@ -53,9 +53,9 @@ class Dump:
             answers.append(Answer(ids, len(result.prompt_token_ids), model.hidden_states(ids, kept)))
         return cls(tuple(kept), tuple(answers))
 
-    def taps(self, answer: Answer, layers: Sequence[int], embedded: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[T, m H]: the listed layers side by side; -1 is the embedding [T, H]."""
-        return np.concatenate([embedded if layer < 0 else answer.states[self.layers.index(layer)] for layer in layers], -1)
+    def taps(self, answer: Answer, layers: Sequence[int]) -> NDArray[np.float32]:
+        """[T, m H]: the streams after the listed layers side by side."""
+        return np.concatenate([answer.states[self.layers.index(layer)] for layer in layers], -1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an .npz file."""

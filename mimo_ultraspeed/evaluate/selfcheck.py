@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .drafter import Ids, NumpyDrafter, Wiring
 from .dump import Answer, Dump
 
-__all__ = ["Score", "SelfCheck", "differing", "places", "score", "self_check", "variants"]
+__all__ = ["Score", "SelfCheck", "compare", "differing", "places", "score", "variants"]
 
 Array = NDArray[np.float32]
 _RESAMPLES = 1000
@@ -120,7 +120,7 @@ def variants(
     if has_mask:
         found["the target's embedding of the mask token"] = replace(checkpoint, mask_embedding=False)
     for shift in (-1, 1):
-        moved = tuple(min(max(tap + shift, -1), top) for tap in checkpoint.taps)
+        moved = tuple(min(max(tap + shift, 0), top) for tap in checkpoint.taps)
         found[f"taps {shift:+d} layer"] = replace(checkpoint, taps=moved)
     if checkpoint.window:
         other = "anchor" if checkpoint.window_rule == "query" else "query"
@@ -145,7 +145,7 @@ def score(
         if not len(anchors):
             continue
         embedded = embed(answer.tokens)
-        context = drafter.context(dump.taps(answer, wiring.taps, embedded))
+        context = drafter.context(dump.taps(answer, wiring.taps))
         drafted = drafter.draft(wiring, context, anchors, embedded[anchors], answer.tokens[anchors])
         wanted = answer.tokens[anchors[:, None] + np.arange(1, drafter.shape.block)]
         lengths.append(1 + np.cumprod(drafted == wanted, 1).sum(1))
@@ -160,7 +160,7 @@ def places(answer: Answer, block: int, stride: int) -> Ids:
     return np.arange(answer.start, len(answer.tokens) - block + 1, stride)
 
 
-def self_check(
+def compare(
     drafter: NumpyDrafter,
     embed: Callable[[Ids], Array],
     dump: Dump,

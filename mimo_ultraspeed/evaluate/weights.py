@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint import Tensor
 from ..errors import CheckpointError
-from ..safetensors_read import HeaderTensor, read_header
 from ..safetensors_write import f32_from_bf16
 
 __all__ = ["Weights"]
 
 Array = NDArray[np.float32]
 _TILE = 128
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "U8": "u1", "I64": "<i8", "I32": "<i4"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "U8": "u1"}
 
 
 class Weights(Mapping[str, Array]):
-    """The tensors of some safetensors files by name, read when asked for: BF16, F16, F32, FP8 in tiles, MXFP4. A leading
-    "model." of a name is left out."""
+    """Tensors by name, read when asked for: BF16, F16, F32, FP8 in tiles, MXFP4. A leading "model." of a name is left out."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        """Reads headers only. Raises OSError, and CheckpointError for damage or a tensor that is there twice."""
-        self._tensors: dict[str, tuple[Path, HeaderTensor]] = {}
-        for path in files:
-            for tensor in read_header(path, path.name):
-                name = tensor.name.removeprefix("model.")
-                if name in self._tensors:
-                    raise CheckpointError(f"{path.name}: {name}: expected in one file, found in two")
-                self._tensors[name] = (path, tensor)
+    def __init__(self, tensors: Sequence[Tensor], files: Sequence[Path]) -> None:
+        self._tensors = {tensor.name.removeprefix("model."): tensor for tensor in tensors}
+        self._files = files
 
     def __getitem__(self, name: str) -> Array:
-        raw = self.raw(name)
-        dtype = self._tensors[name][1].dtype
+        """KeyError without such a tensor, CheckpointError for a dtype that is not read here."""
+        raw = self._raw(name)
+        dtype = self._tensors[name].dtype
         if dtype == "BF16":
             return f32_from_bf16(raw)
         if dtype == "F8_E4M3":
@@ -45,29 +39,29 @@ class Weights(Mapping[str, Array]):
         if dtype == "U8":
             from .._core import mxfp4_decode
 
-            decoded: Array = mxfp4_decode(raw, self.raw(f"{name}_scale"))
+            decoded: Array = mxfp4_decode(raw, self._raw(f"{name}_scale"))
             return decoded
         return raw.astype(np.float32)
 
-    def raw(self, name: str) -> NDArray[Any]:
-        """The stored elements; BF16 as the upper halves of float32, in uint16. CheckpointError for other dtypes."""
-        if name not in self._tensors:
-            raise CheckpointError(f"{name}: expected a tensor, found none of that name")
-        path, tensor = self._tensors[name]
-        if tensor.dtype not in _DTYPES:
-            raise CheckpointError(f"{path.name}: {tensor.name}: expected one of {', '.join(_DTYPES)}, found {tensor.dtype}")
-        dtype = np.dtype(_DTYPES[tensor.dtype])
-        values = np.fromfile(path, dtype, (tensor.end - tensor.begin) // dtype.itemsize, offset=tensor.begin)
-        return values.reshape(tensor.shape)
-
     def rows(self, name: str, ids: NDArray[np.int64]) -> Array:
-        """[len(ids), H]: rows of a matrix that is not to be decoded whole. Of BF16, F16 and F32 only these are read."""
-        path, tensor = self._tensors[name]
-        if tensor.dtype not in ("BF16", "F16", "F32"):
+        """[len(ids), H]: rows of a matrix that may be too large to decode whole."""
+        if self._tensors[name].dtype not in ("BF16", "F16", "F32"):
             return self[name][ids]
-        mapped = np.memmap(path, np.dtype(_DTYPES[tensor.dtype]), "r", tensor.begin, tensor.shape)
-        picked = np.asarray(mapped[ids])
-        return f32_from_bf16(picked) if tensor.dtype == "BF16" else picked.astype(np.float32)
+        picked = np.asarray(self._raw(name, mapped=True)[ids])
+        return f32_from_bf16(picked) if self._tensors[name].dtype == "BF16" else picked.astype(np.float32)
+
+    def _raw(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
+        tensor = self._tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{tensor.name}: expected one of {', '.join(_DTYPES)}, found {tensor.dtype}")
+        dtype, path = np.dtype(_DTYPES[tensor.dtype]), self._files[tensor.file]
+        if mapped:
+            return np.memmap(path, dtype, "r", tensor.begin, tensor.shape)
+        count = (tensor.end - tensor.begin) // dtype.itemsize
+        return np.fromfile(path, dtype, count, offset=tensor.begin).reshape(tensor.shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
