@@ -19,7 +19,9 @@ __all__ = ["Score", "SelfCheck", "compare", "differing", "places", "score", "var
 
 Array = NDArray[np.float32]
 _RESAMPLES = 1000
-_UNIT = 16  # neighbouring anchors that are drawn together: they share most of their context
+_UNIT = 16  # most neighbouring anchors that are drawn together: they share most of their context
+_LEAST_UNITS = 20
+_MARGIN = 0.05  # of agreement: the engine rounds where numpy does not, and near-ties fall either way
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class SelfCheck:
 
     @property
     def engine_runs(self) -> str | None:
-        """The setting that the engine's drafts agree with most; the one in use if none agrees more. None when it was not asked."""
+        """The setting whose drafts the engine's agree with; the one in use unless another does clearly more. None: not asked."""
         if not self.agreement:
             return None
         best = max(self.agreement.values())
         mine = self.in_use.name
-        return mine if self.agreement[mine] == best else max(self.agreement, key=self.agreement.__getitem__)
+        return mine if self.agreement[mine] >= best - _MARGIN else max(self.agreement, key=self.agreement.__getitem__)
 
     def table(self) -> str:
         """Text: a line per setting and a verdict."""
@@ -203,7 +205,8 @@ def compare(
 
 def _interval(difference: NDArray[np.int64], seed: int) -> tuple[float, float]:
     """99 % bootstrap interval of the mean, by runs of neighbouring anchors."""
-    units = [part for part in np.split(difference, range(_UNIT, len(difference), _UNIT)) if len(part)]
+    size = min(_UNIT, max(1, len(difference) // _LEAST_UNITS))
+    units = np.split(difference, range(size, len(difference), size))
     sums, counts = np.array([part.sum() for part in units]), np.array([len(part) for part in units])
     picked = np.random.default_rng(seed).integers(0, len(units), (_RESAMPLES, len(units)))
     low, high = np.percentile(sums[picked].sum(1) / counts[picked].sum(1), [0.5, 99.5])

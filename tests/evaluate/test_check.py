@@ -29,10 +29,9 @@ def dump(made: Constructed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def opened(made: Constructed, tiny_path: Path, **switches: Any) -> mu.Model:
-    return mu.Model.from_pretrained(
-        tiny_path, draft=mu.Draft(made.folder, **switches), threads=2, progress=False, precision="exact"
-    )
+def opened(made: Constructed, tiny_path: Path, precision: str = "exact", **switches: Any) -> mu.Model:
+    draft = mu.Draft(made.folder, **switches)
+    return mu.Model.from_pretrained(tiny_path, draft=draft, threads=2, progress=False, precision=precision)
 
 
 def test_numpy_and_engine_draft_the_same(made: Constructed, tiny_path: Path) -> None:
@@ -50,12 +49,13 @@ def test_numpy_and_engine_draft_the_same(made: Constructed, tiny_path: Path) -> 
         assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
 
 
-def test_the_right_wiring_passes(made: Constructed, tiny_path: Path, dump: Path) -> None:
-    with opened(made, tiny_path) as model:
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+def test_the_right_wiring_passes(made: Constructed, tiny_path: Path, dump: Path, precision: str) -> None:
+    with opened(made, tiny_path, precision) as model:
         found = self_check(model, dump=dump, stride=BLOCK, progress=False)
     assert found.passed, found.table()
     assert found.in_use.name == "as the checkpoint says" and found.in_use.length == BLOCK
-    assert found.agreement[found.in_use.name] > 0.95
+    assert found.agreement[found.in_use.name] > 0.85
 
 
 @pytest.mark.parametrize(
