@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -60,13 +59,15 @@ def _commit() -> str | None:
 
 def model_identity(model: Model) -> dict[str, Any]:
     """Which model, drafter and kernels, ready for JSON."""
-    drafter: Any = model.draft
+    drafter = model.draft
     draft = None
     if drafter is not None:
-        draft = {"block_size": drafter.block_size, "taps": list(drafter.taps), "options": str(drafter.options)}
+        draft = {"name": drafter.folder.name, "block_size": drafter.block_size, "taps": list(drafter.taps)}
+        draft |= {"parameters": drafter.parameters, "switches": drafter.options.switches()}
     return {
         "name": model.checkpoint.folder.name,
-        "config": json.loads(json.dumps({"layers": model.config.num_hidden_layers, "hidden": model.config.hidden_size})),
+        "layers": model.config.num_hidden_layers,
+        "hidden": model.config.hidden_size,
         "draft": draft,
         "precision": model.precision,
         "backend": model.backend,

@@ -220,7 +220,7 @@ class _Run:
                 }
                 for one in self.sets
             },
-            "model": model_identity(model),
+            "model": json.loads(json.dumps(model_identity(model))),
             "machine": machine(),
             "software": software(),
             "shard": list(self.shard),

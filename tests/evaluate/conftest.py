@@ -27,7 +27,9 @@ class FakeModel:
     config = SimpleNamespace(num_hidden_layers=2, hidden_size=8)
 
     def __init__(self, *, draft: bool = True, stop_after: int | None = None, answer: Callable[..., None] | None = None) -> None:
-        self.draft = SimpleNamespace(block_size=8, taps=(0, 1), options="Draft()") if draft else None
+        options = SimpleNamespace(switches=dict)
+        drafter = SimpleNamespace(folder=Path("/nowhere/dflash"), block_size=8, taps=(0, 1), parameters=9, options=options)
+        self.draft = drafter if draft else None
         self.stop_after, self.on_answer = stop_after, answer
         self.calls: list[tuple[Any, dict[str, Any]]] = []
 

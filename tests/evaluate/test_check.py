@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from made_drafter import BLOCK, Constructed
-from mimo_ultraspeed.drafter import open_drafter
 
 import mimo_ultraspeed as mu
 from mimo_ultraspeed.__main__ import main
+from mimo_ultraspeed.drafter import open_drafter
 from mimo_ultraspeed.evaluate import self_check
 from mimo_ultraspeed.evaluate.check import numpy_drafter, wiring_of
 
