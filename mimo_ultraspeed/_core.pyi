@@ -46,6 +46,7 @@ class Engine:
         variant: str | None = None,
         memory_limit: int = 0,
         draft: Mapping[str, Any] | None = None,
+        pin: bool = False,
     ) -> Self: ...
     def load(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Reads and packs the weights on all threads; progress(done_bytes, total_bytes) is called about ten times a second."""

@@ -82,6 +82,7 @@ class Model:
         precision: str = "fast",
         threads: int | None = None,
         max_context: int | None = None,
+        pin: bool = False,
         revision: str | None = None,
         local_files_only: bool | None = None,
         progress: bool = True,
@@ -95,6 +96,7 @@ class Model:
           one), True for one that must be there, None or False for none, the folder of a drafter, or a `Draft` with switches.
         precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
         max_context: positions of prompt and answer together; None is the model's own limit.
+        pin: each worker thread stays on one core of those this process may use; for machines where nothing else runs.
         progress: bars on stderr, or in the notebook.
         The environment variable MIMO_CPU ("ref", "avx2", "avxvnni", "avx512", "neon") forces the kernels of one instruction set.
         Weights, workspace and KV caches may take what the machine and the process's cgroups have free, less a sixteenth;
@@ -119,6 +121,7 @@ class Model:
             max_context=max_context or 0,
             variant=os.environ.get("MIMO_CPU") or None,
             memory_limit=memory_limit(),
+            pin=pin,
         )
         try:
             model = cls(checkpoint, engine, tokenizer, drafter)

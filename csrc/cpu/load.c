@@ -10,7 +10,10 @@
 #include "cpu/draft.h"
 #include "format/mxfp4.h"
 
-enum { UNIT_BYTES = 1 << 20 }; /* of source that a worker reads at a time */
+/* Of source that a worker reads at a time. Whoever is free packs the next unit and so is the first to write its pages:
+ * on a machine with several memory nodes the weights are spread over the nodes of all workers. A step's units go to
+ * whoever is free too, so no node is a better home for one. */
+enum { UNIT_BYTES = 1 << 20 };
 
 /* One matrix to pack. */
 typedef struct item {

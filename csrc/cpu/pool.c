@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "cpu/pool.h"
 
 #include <pthread.h>
@@ -16,6 +17,10 @@ enum { SPINS = 256, YIELDS = 2000 };
 struct mimo_pool {
     size_t threads;
     pthread_t *thread; /* [threads - 1]; worker i is thread[i - 1] */
+
+    cpu_set_t cores; /* that this process may use */
+    bool pin, pinned_caller;
+    int spins;
 
     mimo_pool_fn *fn;
     void *context;
@@ -42,6 +47,21 @@ static void relax(void)
 #endif
 }
 
+/* Puts the calling thread on the index-th core. Best effort: a worker that may not move works where it is. */
+static void pin_self(const mimo_pool *pool, size_t index)
+{
+    size_t left = index % (size_t)CPU_COUNT(&pool->cores);
+    for (int core = 0; core < CPU_SETSIZE; core++) {
+        if (!CPU_ISSET(core, &pool->cores) || left-- > 0)
+            continue;
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(core, &one);
+        (void)pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+        return;
+    }
+}
+
 static void wake_sleepers(mimo_pool *pool)
 {
     if (atomic_load(&pool->sleepers) == 0)
@@ -54,7 +74,7 @@ static void wake_sleepers(mimo_pool *pool)
 /* Waits until *value != old. Whoever changes the value calls wake_sleepers after it. */
 static void wait_change(mimo_pool *pool, atomic_size_t *value, size_t old)
 {
-    for (int i = 0; i < SPINS; i++) {
+    for (int i = 0; i < pool->spins; i++) {
         if (atomic_load_explicit(value, memory_order_acquire) != old)
             return;
         relax();
@@ -82,6 +102,8 @@ static void *thread_main(void *argument)
     const start self = *(start *)argument;
     mimo_pool *pool = self.pool;
     mimo_free(argument);
+    if (pool->pin)
+        pin_self(pool, self.index);
     for (size_t seen = 0;; seen++) {
         wait_change(pool, &pool->generation, seen);
         if (atomic_load(&pool->closing))
@@ -112,11 +134,14 @@ static void release(mimo_pool *pool)
     mimo_free(pool);
 }
 
-mimo_status mimo_pool_open(mimo_pool **out, size_t threads, mimo_error *err)
+mimo_status mimo_pool_open(mimo_pool **out, size_t threads, bool pin, mimo_error *err)
 {
     mimo_pool *pool;
     MIMO_TRY(mimo_alloc_array(&pool, 1, sizeof *pool, "worker pool", err));
     pool->threads = threads;
+    const bool known = sched_getaffinity(0, sizeof pool->cores, &pool->cores) == 0 && CPU_COUNT(&pool->cores) > 0;
+    pool->pin = pin && known;
+    pool->spins = known && threads > (size_t)CPU_COUNT(&pool->cores) ? 0 : SPINS;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     mimo_status status = mimo_alloc_array(&pool->thread, threads, sizeof *pool->thread, "worker threads", err);
@@ -159,6 +184,10 @@ size_t mimo_pool_threads(const mimo_pool *pool)
 
 void mimo_pool_run(mimo_pool *pool, mimo_pool_fn *fn, void *context)
 {
+    if (pool->pin && !pool->pinned_caller) {
+        pin_self(pool, 0);
+        pool->pinned_caller = true;
+    }
     pool->fn = fn;
     pool->context = context;
     atomic_store(&pool->units[0], 0);

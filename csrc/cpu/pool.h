@@ -1,10 +1,11 @@
 /* Worker threads that are made once and stay: they run a function together, wait for each other at barriers, and take
  * units of work from a shared counter.
  *
- * A waiting worker spins, then yields, then sleeps, so that more threads than cores still make progress. */
+ * A waiting worker spins, then yields, then sleeps; with more threads than cores it yields at once. */
 #ifndef MIMO_CPU_POOL_H
 #define MIMO_CPU_POOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/status.h"
@@ -20,8 +21,9 @@ typedef struct mimo_worker {
 
 typedef void mimo_pool_fn(void *context, mimo_worker *worker);
 
-/* threads >= 1, the caller of mimo_pool_run included. */
-MIMO_MUST_CHECK mimo_status mimo_pool_open(mimo_pool **out, size_t threads, mimo_error *err);
+/* threads >= 1, the caller of mimo_pool_run included. pin: each worker stays on one core, in turn of those that the
+ * process may use; the caller of mimo_pool_run, from its first run on, on the first. */
+MIMO_MUST_CHECK mimo_status mimo_pool_open(mimo_pool **out, size_t threads, bool pin, mimo_error *err);
 void mimo_pool_close(mimo_pool *pool); /* no run may be under way */
 size_t mimo_pool_threads(const mimo_pool *pool);
 

@@ -125,7 +125,7 @@ static mimo_status open_parts(mimo_engine *engine, const sources *from, mimo_err
     MIMO_TRY(bind_weights(engine, from, err));
 
     const mimo_backend_options backend = {
-        .exact = o->exact, .threads = o->threads, .max_rows = MIMO_STEP_ROWS, .variant = o->variant};
+        .exact = o->exact, .pin = o->pin, .threads = o->threads, .max_rows = MIMO_STEP_ROWS, .variant = o->variant};
     MIMO_TRY(mimo_cpu_backend_open(&engine->backend, &engine->config, &engine->weights, engine->draft, &backend, err));
     engine->memory = engine->backend->memory;
     engine->load_bytes = engine->backend->load_bytes;

@@ -61,6 +61,7 @@ typedef struct mimo_draft_step {
 
 typedef struct mimo_backend_options {
     bool exact;       /* float activations, weights as stored; else int8 activations, BF16 and FP8 repacked to 8 bits */
+    bool pin;         /* each worker stays on one core */
     uint32_t threads; /* >= 1 */
     uint32_t max_rows;   /* most rows of a step */
     const char *variant; /* kernels by name, NULL: the best that runs here */

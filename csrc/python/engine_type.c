@@ -137,14 +137,15 @@ static int engine_open(engine_object *self, PyObject *config_object, PyObject *t
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"config",      "tensors", "files",        "precision", "threads",
-                            "max_context", "variant", "memory_limit", "draft",     NULL};
+    static char *names[] = {"config",  "tensors",      "files", "precision", "threads", "max_context",
+                            "variant", "memory_limit", "draft", "pin",       NULL};
     PyObject *config, *tensors, *files, *draft = Py_None;
     const char *precision = "fast", *variant = NULL;
     unsigned int threads = 0, max_context = 0;
     unsigned long long memory_limit = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzKO:Engine", names, &config, &tensors, &files, &precision,
-                                     &threads, &max_context, &variant, &memory_limit, &draft))
+    int pin = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzKOp:Engine", names, &config, &tensors, &files, &precision,
+                                     &threads, &max_context, &variant, &memory_limit, &draft, &pin))
         return NULL;
     if (strcmp(precision, "fast") != 0 && strcmp(precision, "exact") != 0)
         return PyErr_Format(PyExc_ValueError, "precision: expected 'fast' or 'exact', found '%s'", precision);
@@ -153,6 +154,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (self == NULL)
         return NULL;
     const mimo_engine_options options = {.exact = strcmp(precision, "exact") == 0,
+                                         .pin = pin != 0,
                                          .threads = threads,
                                          .max_context = max_context,
                                          .memory_limit = memory_limit,
@@ -538,7 +540,7 @@ static PyGetSetDef engine_properties[] = {
 
 static PyType_Slot engine_slots[] = {
     {Py_tp_doc, "Engine(config, tensors, files, *, precision='fast', threads=0, max_context=0, variant=None, "
-                "memory_limit=0, draft=None)\n--\n\n"
+                "memory_limit=0, draft=None, pin=False)\n--\n\n"
                 "A model and the worker threads that run it."},
     {Py_tp_new, engine_new},
     {Py_tp_dealloc, engine_dealloc},

@@ -39,6 +39,7 @@ def add_running(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup 
     group = group or parser.add_argument_group("model")
     group.add_argument("--precision", choices=("fast", "exact"), default="fast", help="8-bit (default) or float32 activations")
     group.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per available core)")
+    group.add_argument("--pin", action="store_true", help="keep each worker thread on one core")
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and answer (default: the model's limit)")
     group.add_argument("--device", default="auto", help="auto (default) or cpu")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -74,6 +75,7 @@ def load(args: argparse.Namespace) -> Model:
         precision=args.precision,
         threads=args.threads,
         max_context=args.max_context,
+        pin=args.pin,
         revision=args.revision,
     )
 
