@@ -1,7 +1,8 @@
 """One model in our engine and in others, in one alternating run.
 
     pip install gguf llama-cpp-python     # and torch, transformers, accelerate for --peers llama,transformers
-    python benchmarks/peers.py [--model smollm2-135m | --shape nano | --shape medium] [--rounds 5] [--threads 2] [--json FILE]
+    python benchmarks/peers.py [--model smollm2-135m | --shape nano | --shape medium] [--work decode,prefill] [--rounds 5]
+                               [--threads 2] [--json FILE]
 
 Every engine lives in a process of its own and they take turns at each kind of work, after which this process probes the
 machine's read bandwidth, in the same seconds. Figures are medians over rounds; ratios are medians of the ratios of neighbouring
@@ -9,10 +10,12 @@ runs. The embedded default is the GGUF file it was converted from (4 to 8 bits a
 transformers runs that file dequantised to float32. A shape is a made checkpoint (MXFP4 experts) and the GGUF file written from
 it (gguf_write.py: the same MXFP4 experts, Q8_0 else, which is what our fast mode packs too); both are kept in a temporary folder.
 
-  decode   128 tokens, greedy, after a prompt of 32; the first is not counted
-  step 1   logits of 96 tokens, one row a step
-  step 8   the same, eight rows a step: what verifying a drafted block costs
-  prefill  a prompt of 512, to its first token
+  decode      128 tokens, greedy, after a prompt of 32; the first is not counted
+  step 1      logits of 96 tokens, one row a step
+  step 8      the same, eight rows a step: what verifying a drafted block costs
+  prefill     a prompt of 512, to its first token
+  16 at once  16 prompts of 32, answers of 64 tokens decoded together, greedy; the prompts and first tokens are not counted
+  outside     ours alone: the share of decoding that is not spent in kernels, but at barriers and between steps
 
 "of read": bytes of weights that a step touches / its time / bandwidth read on as many threads in the same round. A step of 8 of
 a mixture touches the union of its rows' experts, which our engine counts; peers are taken to touch the same. "of int8": products
@@ -37,16 +40,20 @@ from decode import fetch_gguf
 
 from mimo_ultraspeed.checkpoint import Checkpoint
 
-PROMPT, ANSWER, SHORT, LONG = 32, 128, 96, 512
-WORK = ("decode", "step 1", "step 8", "prefill")
-STEPS = {"decode": ANSWER - 1, "step 1": SHORT, "step 8": SHORT // 8, "prefill": 1}
-TOKENS = {"decode": 1, "step 1": 1, "step 8": 8, "prefill": LONG}  # of one step
+PROMPT, ANSWER, SHORT, LONG, BATCH, BATCH_ANSWER = 32, 128, 96, 512, 16, 64
+WORK = ("decode", "step 1", "step 8", "prefill", "16 at once")
+STEPS = {"decode": ANSWER - 1, "step 1": SHORT, "step 8": SHORT // 8, "prefill": 1, "16 at once": BATCH_ANSWER - 1}
+TOKENS = {"decode": 1, "step 1": 1, "step 8": 8, "prefill": LONG, "16 at once": BATCH}  # of one step
 PROBE_BYTES, PROBE_SECONDS = 1 << 30, 0.3
 
 
 def prompt(length: int, salt: int, vocab: int) -> list[int]:
     """Another beginning each time, so that no engine finds its own cache of the last run."""
     return np.random.default_rng(salt).integers(vocab // 8, vocab, length).tolist()
+
+
+def batch(salt: int, vocab: int) -> list[list[int]]:
+    return [prompt(PROMPT, 100_000 + BATCH * salt + i, vocab) for i in range(BATCH)]
 
 
 class Engine(Protocol):
@@ -88,15 +95,45 @@ class Ours:
             began = time.perf_counter()
             self.engine.logits(tokens, step=int(work[5:]))
             return time.perf_counter() - began
-        length, answer = (PROMPT, ANSWER) if work == "decode" else (LONG, 1)
-        tokens = prompt(length, salt, self.vocab)
+        if work == "16 at once":
+            return self.batch(salt)
+        if work == "outside":
+            return self.outside(salt)
+        tokens = prompt(PROMPT if work == "decode" else LONG, salt, self.vocab)
+        if work == "decode":
+            return self.decode(tokens)
         began = time.perf_counter()
-        job = self.engine.submit(tokens, max_new_tokens=answer)
+        self.engine.submit(tokens, max_new_tokens=1).next()
+        return time.perf_counter() - began
+
+    def batch(self, salt: int) -> float:
+        jobs = [self.engine.submit(tokens, max_new_tokens=BATCH_ANSWER) for tokens in batch(salt, self.vocab)]
+        for job in jobs:
+            while job.next() is not None:
+                pass
+        rate = sum((BATCH_ANSWER - 1) / job.stats()["decode_seconds"] for job in jobs)  # tokens/s of all together
+        return BATCH * (BATCH_ANSWER - 1) / rate
+
+    def outside(self, salt: int) -> float:
+        """A share of the time, not seconds."""
+        from mimo_ultraspeed.benchmark.figures import breakdown
+
+        tokens = prompt(PROMPT, salt, self.vocab)
+        self.engine.submit(tokens, max_new_tokens=1).next()  # the prompt is kept: all steps that follow are of one row
+        self.engine.profile(True)
+        seconds = self.decode(tokens)
+        profile = self.engine.profile(False)
+        wall = 1e9 * seconds * profile["steps"] / (ANSWER - 1)
+        return breakdown({**profile, "wall_ns": wall}, self.engine.threads).outside
+
+    def decode(self, tokens: list[int]) -> float:
+        """Seconds of all tokens but the first."""
+        job = self.engine.submit(tokens, max_new_tokens=ANSWER)
         job.next()
         first = time.perf_counter()
         while job.next() is not None:
             pass
-        return time.perf_counter() - first if work == "decode" else first - began
+        return time.perf_counter() - first
 
 
 class Llama:
@@ -113,6 +150,12 @@ class Llama:
             began = time.perf_counter()
             for i in range(0, SHORT, width):
                 self.peer.step(tokens[i : i + width], all_rows=True)
+            return time.perf_counter() - began
+        if work == "16 at once":
+            rows = self.peer.begin_batch(batch(salt, self.peer.vocab)).argmax(-1)
+            began = time.perf_counter()
+            for _ in range(BATCH_ANSWER - 1):
+                rows = self.peer.batch_step(rows.tolist()).argmax(-1)
             return time.perf_counter() - began
         tokens = prompt(PROMPT if work == "decode" else LONG, salt, self.peer.vocab)
         began = time.perf_counter()
@@ -138,7 +181,11 @@ class Transformers:
         self.facts: dict[str, Any] = {"bytes": {}, "macs": {}}
 
     def seconds(self, work: str, salt: int) -> float:
-        tokens = prompt({"decode": PROMPT, "prefill": LONG}.get(work, SHORT), salt, self.vocab)
+        if work == "16 at once":
+            return self.answers(batch(salt, self.vocab), BATCH_ANSWER)
+        if work == "decode":
+            return self.answers([prompt(PROMPT, salt, self.vocab)], ANSWER)
+        tokens = prompt(LONG if work == "prefill" else SHORT, salt, self.vocab)
         width = int(work[5:]) if work.startswith("step") else len(tokens)
         began = time.perf_counter()
         cache: Any = None
@@ -146,13 +193,15 @@ class Transformers:
             rows = self.torch.tensor([tokens[i : i + width]])
             out = self.model(rows, past_key_values=cache, use_cache=True, logits_to_keep=0 if work.startswith("step") else 1)
             cache = out.past_key_values
-        first = time.perf_counter()
-        if work != "decode":
-            return first - began
-        for _ in range(ANSWER - 1):
-            token = out.logits[:, -1:].argmax(-1)
-            out = self.model(token, past_key_values=cache, use_cache=True)
-        return time.perf_counter() - first
+        return time.perf_counter() - began
+
+    def answers(self, prompts: list[list[int]], count: int) -> float:
+        """Seconds of all tokens but the first of each."""
+        out = self.model(self.torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+        began = time.perf_counter()
+        for _ in range(count - 1):
+            out = self.model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+        return time.perf_counter() - began
 
 
 ENGINES: dict[str, type[Ours] | type[Llama] | type[Transformers]] = {"ours": Ours, "llama": Llama, "transformers": Transformers}
@@ -216,31 +265,36 @@ def default(name: str) -> tuple[Path, Path]:
     return ensure_default(name), Path(os.environ.get("MIMO_BENCH_GGUF") or fetch_gguf())
 
 
-def measure(workers: dict[str, Worker], rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
-    """work -> engine -> seconds of one step, by round; "read": bytes per second beside it."""
+def measure(workers: dict[str, Worker], works: list[str], rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
+    """work -> engine -> seconds of one step, by round; "read": bytes per second beside it. "outside" -> "ours" -> shares."""
     from mimo_ultraspeed import _core
 
-    runs: dict[str, dict[str, list[float]]] = {work: {name: [] for name in (*workers, "read")} for work in WORK}
+    runs: dict[str, dict[str, list[float]]] = {work: {name: [] for name in (*workers, "read")} for work in works}
+    if "decode" in works:
+        runs["outside"] = {"ours": []}
     for number in range(rounds + 1):
-        for k, work in enumerate(WORK):
-            found = {name: engine.seconds(work, 1 + number * len(WORK) + k) / STEPS[work] for name, engine in workers.items()}
+        for k, work in enumerate(works):
+            found = {name: engine.seconds(work, 1 + number * len(works) + k) / STEPS[work] for name, engine in workers.items()}
             time.sleep(0.05)  # until the workers' threads sleep
             found["read"] = _core.read_bandwidth(PROBE_BYTES, threads, PROBE_SECONDS)
             if number > 0:  # the first round warms up
                 for name, value in found.items():
                     runs[work][name].append(value)
+        if "decode" in works and number > 0:
+            runs["outside"]["ours"].append(workers["ours"].seconds("outside", 1 + (number + rounds + 1) * len(works)))
     return runs
 
 
 def report(runs: dict[str, dict[str, list[float]]], facts: dict[str, Any], same_bytes: bool, int8: float | None) -> None:
+    outside = runs.pop("outside", {}).get("ours")
     names = [name for name in next(iter(runs.values())) if name != "read"]
     peers = names[1:]
-    print(f"{'':9}{'':14}{'tokens/s':>10}{'ms/step':>10}{'of read':>9}{'of int8':>9}{'ours is':>9}{'min':>7}{'max':>7}")
+    print(f"{'':12}{'':14}{'tokens/s':>10}{'ms/step':>10}{'of read':>9}{'of int8':>9}{'ours is':>9}{'min':>7}{'max':>7}")
     for work, found in runs.items():
         for name in names:
             seconds = found[name]
             middle = statistics.median(seconds)
-            row = f"{work if name == 'ours' else '':9}{name:14}{TOKENS[work] / middle:10.1f}{1e3 * middle:10.2f}"
+            row = f"{work if name == 'ours' else '':12}{name:14}{TOKENS[work] / middle:10.1f}{1e3 * middle:10.2f}"
             touched = facts["bytes"].get(work) if name == "ours" or (same_bytes and name == "llama") else None
             share = [touched / s / read for s, read in zip(seconds, found["read"], strict=True)] if touched else []
             row += f"{100 * statistics.median(share):8.0f}%" if share else f"{'':9}"
@@ -251,8 +305,16 @@ def report(runs: dict[str, dict[str, list[float]]], facts: dict[str, Any], same_
                 row += f"{statistics.median(ratios):8.2f}x{min(ratios):7.2f}{max(ratios):7.2f}"
             print(row)
     for name in names:
-        widths = [eight / one for one, eight in zip(runs["step 1"][name], runs["step 8"][name], strict=True)]
-        print(f"{name}: a step of 8 takes {statistics.median(widths):.2f} x a step of 1")
+        if "step 1" in runs and "step 8" in runs:
+            widths = [eight / one for one, eight in zip(runs["step 1"][name], runs["step 8"][name], strict=True)]
+            print(f"{name}: a step of 8 takes {statistics.median(widths):.2f} x a step of 1")
+        if "decode" in runs and "16 at once" in runs:
+            times = [BATCH * one / all_ for one, all_ in zip(runs["decode"][name], runs["16 at once"][name], strict=True)]
+            spread = f"{min(times):.2f} to {max(times):.2f}"
+            print(f"{name}: 16 at once give {statistics.median(times):.2f} x the tokens/s of one ({spread})")
+    if outside:
+        low, middle, high = (100 * share for share in (min(outside), statistics.median(outside), max(outside)))
+        print(f"ours: {middle:.1f} % of the time of decoding is outside kernels ({low:.1f} to {high:.1f})")
     reads = sorted(value for found in runs.values() for value in found["read"])
     print(
         f"read bandwidth beside the runs: {statistics.median(reads) / 1e9:.1f} GB/s ({reads[0] / 1e9:.1f} to {reads[-1] / 1e9:.1f})"
@@ -267,6 +329,7 @@ def main() -> None:
     what.add_argument("--model", default="smollm2-135m", help="an embedded default model")
     what.add_argument("--shape", help="a made model: nano, medium, or any other shape of `mimo-ultraspeed make`")
     parser.add_argument("--peers", default="llama", help="comma-separated: llama, transformers (the default model only)")
+    parser.add_argument("--work", default=",".join(WORK), help="comma-separated kinds of work (all of them)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every single figure here")
@@ -279,6 +342,9 @@ def main() -> None:
     peers = options.peers.split(",")
     if unknown := [name for name in peers if name not in ENGINES or name == "ours"]:
         parser.error(f"--peers: expected llama or transformers, found {unknown[0]!r}")
+    works = [name.strip() for name in options.work.split(",")]
+    if unknown := [name for name in works if name not in WORK]:
+        parser.error(f"--work: expected some of {', '.join(WORK)}, found {unknown[0]!r}")
     if options.shape and "transformers" in peers:
         parser.error("--peers: transformers runs the default model only")
     folder, file = made(options.shape) if options.shape else default(options.model)
@@ -290,7 +356,7 @@ def main() -> None:
         int8 = None
     workers = {name: Worker(name, folder, file, options.threads) for name in ("ours", *peers)}
     load = os.getloadavg()[0]
-    runs = measure(workers, options.rounds, options.threads)
+    runs = measure(workers, works, options.rounds, options.threads)
     for engine in workers.values():
         engine.close()
     facts = workers["ours"].facts
@@ -299,9 +365,9 @@ def main() -> None:
         end="",
     )
     print(f"load average {load:.1f} at the start and {os.getloadavg()[0]:.1f} at the end")
-    report(runs, facts, same_bytes=options.shape is not None, int8=int8)
     if options.json:
         options.json.write_text(json.dumps({"runs": runs, "facts": facts, "int8": int8}, indent=1))
+    report(runs, facts, same_bytes=options.shape is not None, int8=int8)
 
 
 if __name__ == "__main__":

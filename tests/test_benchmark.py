@@ -214,7 +214,7 @@ def test_a_made_shape_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(made, "_free_memory", lambda: 100_000)
+    monkeypatch.setattr(made, "available_memory", lambda: 100_000)
     with pytest.raises(MemoryError, match=r"the shape 'tiny' needs .* and 97.7 KiB are free"):
         mu.bench(shape="tiny", progress=False)
     assert not any((tmp_path / "mimo-ultraspeed-bench").iterdir())

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..display import size
+from ..hardware import available_memory
 from ..make import make
 
 __all__ = ["made_folder", "made_home"]
@@ -44,19 +45,9 @@ def made_folder(shape: str, overrides: Mapping[str, Any] | None = None, *, progr
 
 
 def _check_memory(shape: str, overrides: Mapping[str, Any] | None, home: Path) -> None:
-    free = _free_memory()
+    free = available_memory()
     with tempfile.TemporaryDirectory(dir=home) as folder:
         headers = Checkpoint.open(make(Path(folder) / "headers", shape, overrides=overrides, headers_only=True, progress=False))
         needed = sum(row.bytes for row in headers.table())
     if free is not None and needed > free:
         raise MemoryError(f"the shape {shape!r} needs {size(needed)} of memory, and {size(free)} are free; fewer layers need less")
-
-
-def _free_memory() -> int | None:
-    """Bytes, or None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
