@@ -132,8 +132,8 @@ def open_drafter(
 ) -> Drafter | None:
     """The drafter that `draft` names, for a target that is `checkpoint`; None when it names none.
 
-    draft: "auto", True (as "auto", but there must be one), None or False, the folder of a drafter, or a `Draft`. shipped: name of an embedded model whose
-      drafter comes with the package.
+    draft: "auto", True (as "auto", but there must be one), None or False, the folder of a drafter, or a `Draft`.
+    shipped: name of an embedded model whose drafter comes with the package.
     Raises CheckpointError when the files contradict each other or the target, OSError when one is missing; warns (UserWarning)
     when a drafter has no mask embedding.
     """
