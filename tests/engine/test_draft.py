@@ -340,6 +340,21 @@ def test_the_ring_wraps(tmp_path: Path) -> None:
     assert _probe.draft_span(caches, 0, 302) == (300, 302)
 
 
+@pytest.mark.parametrize("window", [0, 600])
+def test_long_windows(tmp_path: Path, window: int) -> None:
+    """Chunks of a context that several workers share give the bits that one worker gives."""
+    case = make_case(tmp_path / "model", {"window": window, "layers": 2})
+    tokens = [int(token) for token in np.random.default_rng(4).integers(0, 512, 780)]
+    hidden = reference_forward(case.target, read_config(case.path), tokens)[1]
+    anchors = [513, 640, 779]
+    found = engine_of(case, threads=3).draft_logits(tokens, anchors).reshape(len(anchors), -1, 512)
+    for block, anchor in zip(found, anchors, strict=True):
+        assert_close(block, draft_reference(case.weights, case.settings, case.target, hidden, tokens, anchor))
+    for precision in ("exact", "fast"):
+        one, three = (engine_of(case, threads=n, precision=precision).draft_logits(tokens, anchors) for n in (1, 3))
+        np.testing.assert_array_equal(one, three)
+
+
 # ---- what it costs, and what is refused ----
 
 
