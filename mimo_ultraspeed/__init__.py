@@ -81,6 +81,8 @@ def __getattr__(name: str) -> Any:
             value: Any = version("mimo-ultraspeed")
         except PackageNotFoundError:  # a source tree that is not installed
             value = "0+unknown"
+    elif name == "evaluate":
+        value = import_module(f".{name}", __name__)
     elif name in _HOME:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     else:

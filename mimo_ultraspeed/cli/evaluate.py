@@ -83,7 +83,7 @@ def _add_acceptance(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--simulate-acceptance",
         type=float,
         metavar="L",
-        help="make every round give about L tokens, to time an engine; nonsense text",
+        help="rounds of L tokens in the mean, whatever the drafter, to time an engine",
     )
     add_running(parser)
     result = parser.add_argument_group("result")

@@ -8,9 +8,9 @@ result.figures["coding"]["both T=0"]["acceptance_length"]
 
 from __future__ import annotations
 
+from ..rounds import DEFINITIONS, Rounds, acceptance_length, figures, speculative_decoding
 from .check import self_check
 from .report import Evaluation, merge
-from .rounds import DEFINITIONS, Rounds, acceptance_length, figures, speculative_decoding
 from .run import Settings, acceptance
 from .scenarios import PUBLISHED, SCENARIOS, PromptSet, load_prompts
 from .selfcheck import SelfCheck

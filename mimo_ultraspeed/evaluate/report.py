@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from ..rounds import Rounds, figures
 from .journal import record_key
-from .rounds import Rounds, figures
 from .scenarios import PUBLISHED
 
 __all__ = ["Evaluation", "merge"]
@@ -132,7 +132,7 @@ class Evaluation:
             f"at most {settings['max_new_tokens']} tokens, width {settings['width'] or 'by cost'}, seed {settings['seed']}",
         ]
         if settings["simulate_acceptance"] is not None:
-            lines.append(f"SIMULATED: rounds were made to give {settings['simulate_acceptance']} tokens; the text is meaningless")
+            lines.append(f"SIMULATED: rounds were made to give {settings['simulate_acceptance']} tokens, whatever the drafter")
         if found < wanted:
             lines.append(f"INCOMPLETE: {found} of {wanted} answers")
         if skipped:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ContextOverflowError
+from ..rounds import Rounds
 from .environment import machine, model_identity, software
 from .journal import Journal, record_key
 from .report import Evaluation
-from .rounds import Rounds
 from .scenarios import SCENARIOS, Item, PromptSet, load_prompts
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ MODES = ("drafter", "lookup", "both")
 VERIFIERS = ("coupled", "argmax", "rejection")
 """How sampled answers are drafted and verified; at temperature 0 all are the same. "argmax" verifies the drafter's most likely
 tokens against the same coupled noise."""
+_VERIFY: dict[str, dict[str, Any]] = {
+    "coupled": {"verify": "coupled"},
+    "argmax": {"verify": "coupled", "argmax_drafts": True},
+    "rejection": {"verify": "rejection"},
+}
 _FORMAT = "mimo-ultraspeed acceptance 1"
 
 
@@ -93,7 +98,7 @@ def variants(settings: Settings, group: str, temperature: float) -> list[Variant
         # Looked-up drafts are not drawn, and greedy ones have no noise: one verifier stands for all.
         kinds = settings.verify if temperature > 0 and group == "drafter" else settings.verify[:1]
         for kind in kinds:
-            options = common | {"lookup": mode != "drafter"} | ({"verify": kind} if temperature > 0 else {})
+            options = common | {"lookup": mode != "drafter"} | (_VERIFY[kind] if temperature > 0 else {})
             found.append(Variant(f"{mode} {kind}" if len(kinds) > 1 else mode, tuple(options.items())))
     return found
 

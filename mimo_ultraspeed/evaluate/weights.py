@@ -29,7 +29,7 @@ class Weights(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         """KeyError without such a tensor, CheckpointError for a dtype that is not read here."""
-        raw = self._raw(name)
+        raw = self.raw(name)
         dtype = self._tensors[name].dtype
         if dtype == "BF16":
             return f32_from_bf16(raw)
@@ -39,7 +39,7 @@ class Weights(Mapping[str, Array]):
         if dtype == "U8":
             from .._core import mxfp4_decode
 
-            decoded: Array = mxfp4_decode(raw, self._raw(f"{name}_scale"))
+            decoded: Array = mxfp4_decode(raw, self.raw(f"{name}_scale"))
             return decoded
         return raw.astype(np.float32)
 
@@ -47,10 +47,11 @@ class Weights(Mapping[str, Array]):
         """[len(ids), H]: rows of a matrix that may be too large to decode whole."""
         if self._tensors[name].dtype not in ("BF16", "F16", "F32"):
             return self[name][ids]
-        picked = np.asarray(self._raw(name, mapped=True)[ids])
+        picked = np.asarray(self.raw(name, mapped=True)[ids])
         return f32_from_bf16(picked) if self._tensors[name].dtype == "BF16" else picked.astype(np.float32)
 
-    def _raw(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
+    def raw(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
+        """A tensor as it is stored: BF16 as uint16, FP8 and packed MXFP4 as uint8. mapped: from the file, without reading all of it."""
         tensor = self._tensors[name]
         if tensor.dtype not in _DTYPES:
             raise CheckpointError(f"{tensor.name}: expected one of {', '.join(_DTYPES)}, found {tensor.dtype}")

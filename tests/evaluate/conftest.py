@@ -76,7 +76,7 @@ class FakeModel:
 
 
 def mu_arrays() -> Sequence[str]:
-    from mimo_ultraspeed.evaluate.rounds import ARRAYS
+    from mimo_ultraspeed.rounds import ARRAYS
 
     return ARRAYS
 

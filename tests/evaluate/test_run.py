@@ -65,6 +65,8 @@ def test_groups_and_variants() -> None:
     assert [v.name for v in lookup] == ["plain", "lookup"]
     assert dict(lookup[1].options) == {"speculative": True, "simulate_acceptance": 3.0, "lookup": True, "verify": "coupled"}
     assert dict(variants(settings, "drafter", 0.0)[1].options)["lookup"] is False
+    argmax = variants(Settings(modes=("drafter",), verify=("argmax",)), "drafter", 1.0)[1]
+    assert dict(argmax.options) == {"speculative": True, "lookup": False, "verify": "coupled", "argmax_drafts": True}
 
 
 def test_lookup_alone_runs_without_a_drafter(fake_model: Any, prompt_file: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from mimo_ultraspeed.evaluate.rounds import (
+from mimo_ultraspeed.rounds import (
     ARRAYS,
     DEFINITIONS,
     Rounds,
