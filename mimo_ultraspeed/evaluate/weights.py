@@ -51,7 +51,7 @@ class Weights(Mapping[str, Array]):
         return f32_from_bf16(picked) if self._tensors[name].dtype == "BF16" else picked.astype(np.float32)
 
     def raw(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
-        """A tensor as it is stored: BF16 as uint16, FP8 and packed MXFP4 as uint8. mapped: from the file, without reading all of it."""
+        """A tensor as it is stored: BF16 as uint16, FP8 and packed MXFP4 as uint8. mapped: without reading all of it."""
         tensor = self._tensors[name]
         if tensor.dtype not in _DTYPES:
             raise CheckpointError(f"{tensor.name}: expected one of {', '.join(_DTYPES)}, found {tensor.dtype}")
