@@ -12,8 +12,9 @@ __all__ = ["Engine", "Job", "cpu_variants", "int8_peak", "mxfp4_decode", "mxfp4_
 _Tensor = tuple[str, str, tuple[int, ...], int, int, int]
 
 # One engine step of one job:
-# (token ids, seconds since the job was submitted, [(logprob, [(token, logprob), ...])] per token or None)
-_Event = tuple[list[int], float, list[tuple[float, list[tuple[int, float]]]] | None]
+# (token ids, seconds since the job was submitted, [(logprob, [(token, logprob), ...])] per token or None, drafts of the step that
+# were right, drafts that it verified)
+_Event = tuple[list[int], float, list[tuple[float, list[tuple[int, float]]]] | None, int, int]
 
 @final
 class Engine:
@@ -67,8 +68,19 @@ class Engine:
         logprobs: int = -1,
         eos: Sequence[int] = (),
         queue_bytes: int = 65536,
+        speculative: bool = False,
+        width: int = 0,
+        verify: str = "coupled",
+        lookup: bool = False,
+        argmax_drafts: bool = False,
+        script: Sequence[int] | None = None,
+        script_right: float = 0.0,
     ) -> Job:
-        """Starts decoding after `prompt` (at least one id). logprobs: -1 none, 0 of the chosen token, n also the n most likely."""
+        """Starts decoding after `prompt` (at least one id). logprobs: -1 none, 0 of the chosen token, n also the n most likely.
+
+        speculative: with the engine's drafter, if it has one; lookup: and with drafts from the sequence itself. width: rows of a
+        round up to `block`, 0 by cost. verify: "coupled" or "rejection". script: guesses of the answer's tokens, verified in the
+        place of drafts; with script_right > 0 spoilt so that a round gives that many tokens in the mean."""
     def logits(self, tokens: Sequence[int], step: int = 0) -> NDArray[np.float32]:
         """[T, V] float32: logits after each of the T tokens; step: rows per engine step (0: the largest)."""
     def hidden_states(self, tokens: Sequence[int], layers: Sequence[int], step: int = 0) -> NDArray[np.float32]:
@@ -102,6 +114,9 @@ class Engine:
     def precision(self) -> str: ...
     @property
     def max_context(self) -> int: ...
+    @property
+    def block(self) -> int:
+        """Most rows of a round: the drafter's block, or 8."""
 
 @final
 class Job:
@@ -118,8 +133,10 @@ class Job:
     @property
     def finish_reason(self) -> str | None:
         """None while running, then "eos", "length", "cancelled" or "error" (next raises the error once)."""
-    def stats(self) -> dict[str, float | int]:
-        """prompt_tokens, cached_tokens, completion_tokens, steps, and queue_, prefill_, decode_ and first_token_seconds."""
+    def stats(self) -> dict[str, Any]:
+        """prompt_tokens, cached_tokens, completion_tokens, steps, queue_, prefill_, decode_ and first_token_seconds; block (most
+        rows of a round); rounds: None without drafting, else lists of width, drafted, accepted, emitted, lookup, draft_seconds and
+        verify_seconds, one entry a round."""
 
 def cpu_variants() -> dict[str, str | None]:
     """Kernel variants by name; the value is None where this CPU runs it, else the reason it does not."""

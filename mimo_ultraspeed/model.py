@@ -352,12 +352,27 @@ class Model:
         ids = encode_prompt(prompt, self._tokenizer, options, self.config.vocab_size, where)
         if self._tokenizer is None and options.stop:
             raise ValueError("stop: needs the text of the answer, and this checkpoint has no tokenizer.json")
+        options.check_block(self._engine.block)
         return ids, options.fit(len(ids), self.max_context)
 
     def _start(self, ids: list[int], options: GenerationOptions, index: int = 0) -> Stream:
         text = TextStream(self._tokenizer, options.stop) if self._tokenizer is not None else None
-        job = self._engine.submit(ids, stream=index, **options.to_core())
+        call = options.to_core()
+        if options.simulate_acceptance is not None:
+            call |= {"script": self._answer(ids, index, call), "script_right": options.simulate_acceptance}
+        job = self._engine.submit(ids, stream=index, **call)
         return Stream(job, ids, options, index=index, text=text)
+
+    def _answer(self, ids: list[int], index: int, call: dict[str, Any]) -> list[int]:
+        """What the call's answer will be, decoded without drafts."""
+        job = self._engine.submit(ids, stream=index, **(call | {"speculative": False, "logprobs": -1}))
+        said: list[int] = []
+        try:
+            while (event := job.next()) is not None:
+                said += event[0]
+        finally:
+            job.cancel()
+        return said
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:

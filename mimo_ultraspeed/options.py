@@ -17,12 +17,15 @@ from typing import Any, TypedDict
 
 from .errors import CheckpointError, ContextOverflowError
 
-__all__ = ["DEFAULT_MAX_NEW_TOKENS", "MAX_ANSWERS", "GenerationArguments", "GenerationDefaults", "GenerationOptions"]
+__all__ = ["DEFAULT_MAX_NEW_TOKENS", "MAX_ANSWERS", "RULES", "GenerationArguments", "GenerationDefaults", "GenerationOptions"]
 
 DEFAULT_MAX_NEW_TOKENS = 2048
 """Longest answer when nothing says otherwise; the rest of the context, if that is less."""
 MAX_ANSWERS = 64
 MAX_LOGPROBS = 20
+RULES = ("coupled", "rejection")
+"""How drafts are verified."""
+LOOKUP_BY_DEFAULT = False
 FILE = "generation_config.json"
 
 
@@ -55,6 +58,19 @@ class GenerationArguments(TypedDict, total=False):
     """Handed to the chat template; None leaves it to the template."""
     speculative: bool | None
     """False turns drafting off. It never changes what the model says."""
+    width: int | None
+    """Tokens verified in a round, the last known one included, 1 to the drafter's block (8 without a drafter). Default: in every
+    round as many as pay, by the drafter's confidence and the step times of this machine."""
+    verify: str | None
+    """How drafts are verified: "coupled" (default: the answer is token for token that of speculative=False) or "rejection" (its law
+    is, the tokens are not; for comparison with what is published)."""
+    lookup: bool | None
+    """Also drafts what followed when prompt or answer last went as it goes now; works without a drafter too."""
+    argmax_drafts: bool | None
+    """At a temperature, drafts are the drafter's likeliest tokens and not drawn with the noise of the answer. For comparison."""
+    simulate_acceptance: float | None
+    """A benchmark's knob: rounds give this many tokens in the mean, whatever the drafter. The answer is decoded without drafts
+    first and verified again with its own tokens, some of them spoilt, as drafts; statistics are of the second time."""
     raw: bool | None
     """A text prompt is continued as it stands and not put into the chat template as a message."""
 
@@ -72,6 +88,8 @@ _ELSEWHERE = {
     "top_logprobs": "logprobs",
     "eos_token_id": "ignore_eos, or a list in generation_config.json",
     "assistant_model": "draft of Model.from_pretrained",
+    "num_speculative_tokens": "width (which counts the last known token too)",
+    "prompt_lookup_num_tokens": "lookup",
 }
 """Names in other libraries, and ours for them."""
 
@@ -108,6 +126,14 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
+def _one_of(name: str, value: object, names: Sequence[str]) -> str:
+    if not isinstance(value, str):
+        raise _fail(name, " or ".join(map(repr, names)), value, TypeError)
+    if value not in names:
+        raise _fail(name, " or ".join(map(repr, names)), value)
+    return value
+
+
 def _stops(name: str, value: Any) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, Sequence) or isinstance(stops, bytes) or not all(isinstance(text, str) for text in stops):
@@ -130,6 +156,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "logprobs": lambda name, v: _integer(name, v, 0, MAX_LOGPROBS),
     "enable_thinking": _flag,
     "speculative": _flag,
+    "width": lambda name, v: _integer(name, v, 1, None),
+    "verify": lambda name, v: _one_of(name, v, RULES),
+    "lookup": _flag,
+    "argmax_drafts": _flag,
+    "simulate_acceptance": lambda name, v: _number(name, v, "a number of 1 or more", lambda x: x >= 1),
     "raw": _flag,
 }
 _OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -179,6 +210,11 @@ class GenerationOptions:
     logprobs: int | None
     enable_thinking: bool | None
     speculative: bool
+    width: int | None
+    verify: str
+    lookup: bool
+    argmax_drafts: bool
+    simulate_acceptance: float | None
     raw: bool
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """By option: "call", "generation_config.json", "default", or what else gave its value."""
@@ -200,6 +236,11 @@ class GenerationOptions:
             "logprobs": None,
             "enable_thinking": None,
             "speculative": True,
+            "width": None,
+            "verify": RULES[0],
+            "lookup": LOOKUP_BY_DEFAULT,
+            "argmax_drafts": False,
+            "simulate_acceptance": None,
             "raw": False,
             **_OFF,
         }
@@ -210,6 +251,8 @@ class GenerationOptions:
         values["temperature"], sources["temperature"] = _temperature(given, defaults, n)
         if "seed" not in given:
             values["seed"], sources["seed"] = int.from_bytes(os.urandom(4), "little"), "fresh"
+        if not values["speculative"] and values["simulate_acceptance"] is not None:
+            raise ValueError("simulate_acceptance: it simulates speculative decoding, which speculative=False turns off")
         ignore_eos = values.pop("ignore_eos")
         sources["eos"] = "call" if ignore_eos else "model"
         sources.pop("ignore_eos")
@@ -228,6 +271,13 @@ class GenerationOptions:
             return self
         return replace(self, max_new_tokens=room, sources={**self.sources, "max_new_tokens": "rest of the context"})
 
+    def check_block(self, block: int) -> None:
+        """Raises ValueError when width or simulate_acceptance exceed the rows of a round, which the model's drafter decides."""
+        for name in ("width", "simulate_acceptance"):
+            value = getattr(self, name)
+            if value is not None and value > block:
+                raise _fail(name, f"at most the {block} tokens of a round", value)
+
     def fresh(self) -> GenerationOptions:
         """The same, with another seed unless the call gave one: what the next prompt of a list gets."""
         if self.sources.get("seed") != "fresh":
@@ -237,7 +287,9 @@ class GenerationOptions:
     def to_core(self) -> dict[str, Any]:
         """The keyword arguments of _core.Engine.submit, without `stream`."""
         names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "eos")
-        return {name: getattr(self, name) for name in names} | {"logprobs": -1 if self.logprobs is None else self.logprobs}
+        drafts = ("speculative", "verify", "lookup", "argmax_drafts")
+        values = {name: getattr(self, name) for name in names + drafts}
+        return values | {"logprobs": -1 if self.logprobs is None else self.logprobs, "width": self.width or 0}
 
     def describe(self) -> str:
         """One line: what is in effect, and where it comes from unless the call said it."""

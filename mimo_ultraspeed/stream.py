@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from .errors import EngineError
 from .options import GenerationOptions
-from .result import Result, Stats, TokenLogprob
+from .result import Result, Stats, TokenLogprob, acceptance
 
 if TYPE_CHECKING:
     from ._core import Job, _Event
@@ -30,9 +30,9 @@ class Piece:
     token_ids: list[int]
     """Empty only in a last piece that carries held-back text."""
     accepted: int
-    """Tokens of this step that a drafter had guessed."""
+    """Drafts of this step that were right, also those after an end token or a stop string."""
     drafted: int
-    """Tokens that a drafter had offered for this step."""
+    """Drafts that this step verified."""
     logprobs: list[TokenLogprob] | None
     """One per token, if asked for."""
     t: float
@@ -184,6 +184,8 @@ class Stream:
             decode_seconds=core["decode_seconds"],
             time_to_first_token=core["first_token_seconds"],
             tokens_per_second=after_first / seconds if after_first and seconds > 0 else 0.0,
+            rounds=core["rounds"],
+            speculative_decoding=acceptance(core["rounds"], (self._options.width or core["block"]) - 1),
         )
 
     @property
@@ -225,7 +227,7 @@ class Stream:
         return Piece(held, [], 0, 0, None, self._last)
 
     def _piece(self, event: _Event) -> Piece:
-        ids, t, core_logprobs = event
+        ids, t, core_logprobs, accepted, drafted = event
         at_eos = ids[-1] in self._options.eos
         at_limit = len(self._ids) + len(ids) >= self._options.max_new_tokens
         text, stopped = "", False
@@ -253,7 +255,7 @@ class Stream:
             while self._job.next() is not None:  # at most one step; from here on its stats are final
                 pass
             self._end("stop" if stopped or at_eos else "length")
-        return Piece(text, list(ids), 0, 0, logprobs, t)
+        return Piece(text, list(ids), accepted, drafted, logprobs, t)
 
     def _end(self, reason: str) -> None:
         self._finalizer()

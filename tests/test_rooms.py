@@ -16,9 +16,11 @@ MAY_INCLUDE = {
     "format": set(),
     "model": {"base"},
     "plan": {"base", "model"},
+    "sample": {"base"},
+    "dflash": {"base", "sample"},
     "cpu": {"base", "format", "model", "plan"},
-    "engine": {"base", "model", "plan"},
-    "python": {"base", "format", "model", "plan", "cpu", "engine"},
+    "engine": {"base", "sample", "dflash", "model", "plan"},
+    "python": {"base", "format", "sample", "dflash", "model", "plan", "cpu", "engine"},
 }
 SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".c", ".h", ".def"))
 BANNED = re.compile(

@@ -181,8 +181,8 @@ class StepsOfThree:
     def __init__(self, steps: list[list[int]], reason: str) -> None:
         self.steps, self.reason, self.cancelled = list(steps), reason, False
 
-    def next(self, timeout: float | None = None) -> tuple[list[int], float, None] | None:
-        return (self.steps.pop(0), 1.0 - len(self.steps) / 10, None) if self.steps and not self.cancelled else None
+    def next(self, timeout: float | None = None) -> tuple[list[int], float, None, int, int] | None:
+        return (self.steps.pop(0), 1.0 - len(self.steps) / 10, None, 2, 7) if self.steps and not self.cancelled else None
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -195,8 +195,9 @@ class StepsOfThree:
     def finish_reason(self) -> str:
         return self.reason
 
-    def stats(self) -> dict[str, float]:
-        return dict.fromkeys(("cached_tokens", "queue_seconds", "prefill_seconds", "decode_seconds", "first_token_seconds"), 0.0)
+    def stats(self) -> dict[str, object]:
+        times = dict.fromkeys(("cached_tokens", "queue_seconds", "prefill_seconds", "decode_seconds", "first_token_seconds"), 0.0)
+        return {**times, "block": 8, "rounds": None}
 
 
 def scripted(model: mu.Model, steps: list[bytes], reason: str, **call: object) -> tuple[mu.Stream, StepsOfThree]:

@@ -95,6 +95,7 @@ void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions)
         memcpy(to->chunk[i], from->chunk[i], layout->chunk_bytes[MIMO_FULL]);
     if (layout->ring > 0)
         memcpy(to->ring, from->ring, layout->ring / MIMO_KV_CHUNK * layout->chunk_bytes[MIMO_SLIDING]);
+    to->written = from->written;
     if (from->draft != NULL) {
         mimo_kv_copy(to->draft, from->draft, positions);
         to->draft->span = from->draft->span;

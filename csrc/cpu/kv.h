@@ -41,6 +41,7 @@ struct mimo_kv {
     uint8_t *ring;     /* [ring / 256] chunks of the sliding layers */
     uint8_t **chunk;   /* [chunks] of the full layers */
     size_t chunks, chunk_slots;
+    size_t written; /* one past the last position that any step wrote, drafts that were refused included */
 };
 
 void mimo_kv_layout_init(mimo_kv_layout *layout, const mimo_config *config, bool exact, size_t max_rows);

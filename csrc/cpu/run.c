@@ -1,5 +1,6 @@
 /* The interpreter of the tape: every worker walks the same operations and meets the others after each. */
 #include "base/alloc.h"
+#include "base/size.h"
 #include "cpu/cpu.h"
 #include "cpu/profile.h"
 
@@ -104,9 +105,11 @@ void mimo_cpu_run(mimo_cpu *cpu, const mimo_step *step, uint32_t first, uint32_t
 void mimo_cpu_step(mimo_backend *self, const mimo_step *step)
 {
     mimo_cpu *cpu = (mimo_cpu *)self;
-    if (cpu->draft != NULL) /* what was drafted from here on was another text's */
-        for (size_t t = 0; t < step->rows; t++)
+    for (size_t t = 0; t < step->rows; t++) {
+        step->kv[t]->written = mimo_max(step->kv[t]->written, step->position[t] + (size_t)1);
+        if (cpu->draft != NULL) /* what was drafted from here on was another text's */
             mimo_kv_draft_cut(step->kv[t], step->position[t]);
+    }
     mimo_cpu_run(cpu, step, 0, cpu->plan.count);
     if (cpu->profiling) {
         cpu->profile[0].steps++;

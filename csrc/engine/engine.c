@@ -131,9 +131,13 @@ static mimo_status open_parts(mimo_engine *engine, const sources *from, mimo_err
     engine->load_bytes = engine->backend->load_bytes;
     engine->variant = engine->backend->variant;
     engine->logits_stride = mimo_round_up(engine->config.vocab, 16);
-    MIMO_TRY(mimo_alloc_array(&engine->logits, MIMO_SLOTS_JOBS * engine->logits_stride, sizeof(float), "logits", err));
+    MIMO_TRY(
+        mimo_alloc_array(&engine->logits, MIMO_STEP_OUTPUTS * engine->logits_stride, sizeof(float), "logits", err));
     engine->sample_scratch_bytes = mimo_round_up(mimo_sample_scratch_bytes(engine->config.vocab), 64);
-    return mimo_alloc_array(&engine->sample_scratch, o->threads, engine->sample_scratch_bytes, "sampling scratch", err);
+    mimo_trust_init(&engine->trust);
+    MIMO_TRY(
+        mimo_alloc_array(&engine->sample_scratch, o->threads, engine->sample_scratch_bytes, "sampling scratch", err));
+    return mimo_drafting_open(engine, err);
 }
 
 mimo_status mimo_engine_open(mimo_engine **out, const mimo_engine_options *options, const mimo_config *config,
@@ -212,6 +216,7 @@ void mimo_engine_free(mimo_engine *engine)
     mimo_free(engine->draft);
     mimo_free(engine->logits);
     mimo_free(engine->sample_scratch);
+    mimo_drafting_close(engine);
     pthread_cond_destroy(&engine->call_done);
     pthread_cond_destroy(&engine->work);
     pthread_mutex_destroy(&engine->mutex);

@@ -14,6 +14,8 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "dflash/round.h"
+#include "dflash/verify.h"
 #include "model/config.h"
 #include "model/draft.h"
 #include "model/weights.h"
@@ -24,8 +26,10 @@ typedef struct mimo_engine mimo_engine;
 typedef struct mimo_job mimo_job;
 
 enum {
-    MIMO_STEP_ROWS = 128, /* most rows of a step: the largest prefill tile */
-    MIMO_SLOTS_JOBS = 32, /* most jobs decoding at once */
+    MIMO_STEP_ROWS = 128,   /* most rows of a step: the largest prefill tile */
+    MIMO_SLOTS_JOBS = 32,   /* most jobs decoding at once */
+    MIMO_STEP_OUTPUTS = 64, /* most rows of a step whose logits are wanted */
+    MIMO_LOOKUP_BLOCK = 8,  /* most rows of a round without a drafter */
 };
 
 typedef struct mimo_engine_options {
@@ -59,6 +63,8 @@ void mimo_engine_free(mimo_engine *engine);
 
 const mimo_config *mimo_engine_config(const mimo_engine *engine);
 const mimo_draft_config *mimo_engine_draft(const mimo_engine *engine); /* NULL without a drafter */
+/* Most rows of a round: the drafter's block, or MIMO_LOOKUP_BLOCK. */
+uint32_t mimo_engine_block(const mimo_engine *engine);
 mimo_memory mimo_engine_memory(const mimo_engine *engine);
 const char *mimo_engine_variant(const mimo_engine *engine);
 uint32_t mimo_engine_threads(const mimo_engine *engine);
@@ -122,6 +128,20 @@ uint64_t mimo_engine_load_bytes(const mimo_engine *engine);
 
 /* ---- jobs: one answer each ---- */
 
+/* How an answer is drafted. Coupled verification never changes what is said; rejection keeps its law. */
+typedef struct mimo_speculative {
+    bool on;            /* with the engine's drafter, if it has one */
+    bool lookup;        /* drafts from the sequence itself, beside the drafter's or alone */
+    bool argmax_drafts; /* the drafter's likeliest tokens, also at a temperature: for comparison */
+    mimo_rule rule;
+    uint32_t width; /* rows of every round, the anchor included, up to mimo_engine_block; 0: by cost */
+    /* Guesses of the answer's tokens [script_count], verified in the place of drafts; copied. With script_right > 0
+     * they are spoilt so that rounds emit that many tokens in the mean, if they are right: a benchmark's knob. */
+    const uint32_t *script;
+    size_t script_count;
+    float script_right;
+} mimo_speculative;
+
 typedef struct mimo_job_options {
     const uint32_t *prompt; /* [prompt_count], at least one, each < V; copied */
     size_t prompt_count;
@@ -130,6 +150,7 @@ typedef struct mimo_job_options {
     const uint32_t *eos; /* [eos_count] ids that end the answer; copied */
     size_t eos_count;
     size_t queue_bytes; /* of tokens that wait for the reader */
+    mimo_speculative speculative;
 } mimo_job_options;
 
 typedef enum mimo_finish {
@@ -143,8 +164,9 @@ typedef enum mimo_finish {
 /* One token of an answer. */
 typedef struct mimo_token {
     mimo_choice choice;
-    uint32_t step;  /* of the job, from 0; tokens of one step reach the reader together */
-    double seconds; /* from submission to the end of that step */
+    uint32_t step;             /* of the job, from 0; tokens of one step reach the reader together */
+    double seconds;            /* from submission to the end of that step */
+    uint8_t accepted, drafted; /* of that step's drafts */
 } mimo_token;
 
 typedef struct mimo_job_stats {
@@ -163,6 +185,11 @@ void mimo_job_cancel(mimo_job *job);
  * FINISH_ERROR. */
 mimo_finish mimo_job_state(mimo_job *job, size_t *waiting, mimo_error *error);
 mimo_job_stats mimo_job_read_stats(mimo_job *job);
+bool mimo_job_drafts(const mimo_job *job);
+uint32_t mimo_job_block(const mimo_job *job); /* mimo_engine_block */
+/* Copies rounds from number `first` on, at most `room`; returns how many there are after it. The prompt's step is none,
+ * and a job that does not draft has none. */
+size_t mimo_job_read_rounds(const mimo_job *job, size_t first, mimo_round *out, size_t room);
 /* Cancels, and frees when the driver has let go of it. */
 void mimo_job_release(mimo_job *job);
 

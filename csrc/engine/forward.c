@@ -169,6 +169,7 @@ static mimo_status load(mimo_engine *engine, mimo_call *call)
         return MIMO_OK;
     MIMO_TRY(mimo_budget_check_load(engine, &call->error));
     MIMO_TRY(engine->backend->load(engine->backend, engine->files, &call->progress, &call->cancel, &call->error));
+    mimo_engine_time_steps(engine);
     for (size_t i = 0; i < engine->file_count; i++)
         mimo_file_close(&engine->files[i]);
     pthread_mutex_lock(&engine->mutex);

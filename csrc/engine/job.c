@@ -5,23 +5,27 @@
 #include "base/size.h"
 #include "engine/state.h"
 
+enum { LEAST_RING = 2 };
+
 static void free_parts(mimo_job *job)
 {
     if (job->kv != NULL)
         job->engine->backend->kv_close(job->engine->backend, job->kv);
     mimo_free(job->tokens);
     mimo_free(job->eos);
-    mimo_free(job->seen);
-    mimo_free(job->seen_bits);
+    mimo_free(job->seen.ids);
+    mimo_free(job->seen.bits);
+    mimo_speculation_close(&job->spec);
     job->kv = NULL;
-    job->tokens = job->eos = job->seen = NULL;
-    job->seen_bits = NULL;
+    job->tokens = job->eos = NULL;
+    job->seen = (mimo_seen){0};
 }
 
 static void free_job(mimo_job *job)
 {
     free_parts(job);
     mimo_free(job->ring);
+    mimo_free(job->spec.rounds);
     pthread_cond_destroy(&job->readable);
     mimo_free(job);
 }
@@ -29,6 +33,7 @@ static void free_job(mimo_job *job)
 static mimo_status check_options(const mimo_engine *engine, const mimo_job_options *o, mimo_error *err)
 {
     MIMO_TRY(mimo_sampling_check(&o->sampling, err));
+    MIMO_TRY(mimo_speculation_check(engine, &o->speculative, err));
     if (o->prompt_count == 0)
         return MIMO_FAIL(err, MIMO_ERR_VALUE, "prompt: expected at least one token, found none");
     for (size_t i = 0; i < o->prompt_count; i++)
@@ -46,15 +51,6 @@ static mimo_status check_options(const mimo_engine *engine, const mimo_job_optio
     return mimo_budget_check_job(engine, o->prompt_count + o->max_new_tokens, err);
 }
 
-static void see(mimo_job *job, uint32_t token)
-{
-    const uint64_t bit = (uint64_t)1 << (token % 64);
-    if (job->seen == NULL || (job->seen_bits[token / 64] & bit) != 0)
-        return;
-    job->seen_bits[token / 64] |= bit;
-    job->seen[job->seen_count++] = token;
-}
-
 static mimo_status fill(mimo_job *job, const mimo_job_options *o, mimo_error *err)
 {
     mimo_engine *engine = job->engine;
@@ -68,16 +64,17 @@ static mimo_status fill(mimo_job *job, const mimo_job_options *o, mimo_error *er
     if (o->eos_count > 0)
         memcpy(job->eos, o->eos, o->eos_count * sizeof(uint32_t));
     job->eos_count = o->eos_count;
-    job->ring_slots = mimo_max(o->queue_bytes / sizeof(mimo_token), 2);
+    job->ring_slots = mimo_max(o->queue_bytes / sizeof(mimo_token), LEAST_RING);
     MIMO_TRY(mimo_alloc_array(&job->ring, job->ring_slots, sizeof(mimo_token), "token queue", err));
     if (o->sampling.repetition_penalty != 1.0f) {
         const size_t V = engine->config.vocab;
-        MIMO_TRY(mimo_alloc_array(&job->seen, mimo_min(V, job->limit), sizeof(uint32_t), "seen ids", err));
-        MIMO_TRY(mimo_alloc_array(&job->seen_bits, V / 64 + 1, sizeof(uint64_t), "seen ids", err));
+        const size_t room = mimo_min(V, job->limit + MIMO_BLOCK_ROWS); /* drafts are seen for a moment */
+        MIMO_TRY(mimo_alloc_array(&job->seen.ids, room, sizeof(uint32_t), "seen ids", err));
+        MIMO_TRY(mimo_alloc_array(&job->seen.bits, V / 64 + 1, sizeof(uint64_t), "seen ids", err));
         for (size_t i = 0; i < job->known; i++)
-            see(job, job->tokens[i]);
+            mimo_seen_add(&job->seen, job->tokens[i]);
     }
-    return MIMO_OK;
+    return mimo_speculation_open(job, o, err);
 }
 
 mimo_status mimo_job_open_cache(mimo_job *job, mimo_error *err)
@@ -85,6 +82,8 @@ mimo_status mimo_job_open_cache(mimo_job *job, mimo_error *err)
     mimo_engine *engine = job->engine;
     mimo_idle_take(engine, job->tokens, job->known, &job->kv, &job->computed);
     mimo_budget_make_room(engine, job->limit);
+    if (job->kv != NULL && job->spec.drafter)
+        job->computed = mimo_draft_reach(engine, job->kv, job->computed);
     job->stats.cached_tokens = job->computed;
     if (job->kv == NULL)
         MIMO_TRY(engine->backend->kv_open(engine->backend, &job->kv, err));
@@ -143,15 +142,18 @@ mimo_status mimo_engine_submit(mimo_engine *engine, const mimo_job_options *opti
     return status;
 }
 
-void mimo_job_push(mimo_job *job, const mimo_choice *choice)
+void mimo_job_push(mimo_job *job, const mimo_choice *choice, size_t accepted, size_t drafted)
 {
     const double now = mimo_clock_seconds() - job->submitted;
-    job->ring[(job->ring_first + job->ring_count++) % job->ring_slots] =
-        (mimo_token){.choice = *choice, .step = job->steps, .seconds = now};
+    job->ring[(job->ring_first + job->ring_count++) % job->ring_slots] = (mimo_token){.choice = *choice,
+                                                                                      .step = job->steps,
+                                                                                      .seconds = now,
+                                                                                      .accepted = (uint8_t)accepted,
+                                                                                      .drafted = (uint8_t)drafted};
     if (job->stats.completion_tokens++ == 0)
         job->stats.first_token_seconds = now;
     job->tokens[job->known++] = choice->token;
-    see(job, choice->token);
+    mimo_seen_add(&job->seen, choice->token);
     pthread_cond_broadcast(&job->readable);
 }
 
@@ -251,6 +253,29 @@ mimo_job_stats mimo_job_read_stats(mimo_job *job)
     const mimo_job_stats stats = job->stats;
     pthread_mutex_unlock(&job->engine->mutex);
     return stats;
+}
+
+uint32_t mimo_job_block(const mimo_job *job)
+{
+    return mimo_engine_block(job->engine);
+}
+
+bool mimo_job_drafts(const mimo_job *job)
+{
+    return job->spec.on;
+}
+
+size_t mimo_job_read_rounds(const mimo_job *job, size_t first, mimo_round *out, size_t room)
+{
+    mimo_engine *engine = job->engine;
+    if (mimo_engine_check_process(engine, NULL) != MIMO_OK)
+        return 0;
+    pthread_mutex_lock(&engine->mutex);
+    const size_t count = job->spec.round_count > first ? job->spec.round_count - first : 0;
+    for (size_t i = 0; i < mimo_min(count, room); i++)
+        out[i] = job->spec.rounds[first + i];
+    pthread_mutex_unlock(&engine->mutex);
+    return count;
 }
 
 void mimo_job_release(mimo_job *job)

@@ -31,7 +31,7 @@ void mimo_idle_take(mimo_engine *engine, const uint32_t *tokens, size_t count, m
             continue;
         /* The last token is always computed: its logits choose the next one. */
         const size_t n = common_prefix(idle->tokens, idle->count, tokens, count - 1);
-        if (n > *cached && engine->backend->kv_can_cut(engine->backend, idle->count, n)) {
+        if (n > *cached && engine->backend->kv_can_cut(engine->backend, idle->kv, n)) {
             best = idle;
             *cached = n;
         }
@@ -91,6 +91,8 @@ void mimo_follow_begin(mimo_engine *engine, mimo_job *job)
         mimo_job *ahead = engine->slot[i];
         if (ahead == NULL || ahead == job || ahead->ahead != NULL)
             continue;
+        if (job->spec.drafter && !ahead->spec.drafter)
+            continue; /* its cache has no context of the drafter */
         /* Of its prompt only: a job whose reader has fallen behind may stop at any token of its answer. */
         const size_t n = common_prefix(ahead->tokens, ahead->stats.prompt_tokens, job->tokens, job->known - 1);
         if (n >= job->computed + LEAST_SHARED && n > job->shared) {
@@ -106,7 +108,7 @@ void mimo_follow_resolve(mimo_engine *engine)
         mimo_job *job = engine->slot[i];
         if (job == NULL || job->ahead == NULL || job->ahead->computed < job->shared)
             continue;
-        if (engine->backend->kv_can_cut(engine->backend, job->ahead->computed, job->shared)) {
+        if (engine->backend->kv_can_cut(engine->backend, job->ahead->kv, job->shared)) {
             engine->backend->kv_copy(engine->backend, job->kv, job->ahead->kv, job->shared);
             job->computed = job->shared;
             job->stats.cached_tokens = job->shared;

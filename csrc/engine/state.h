@@ -8,9 +8,28 @@
 #include <pthread.h>
 #include <sys/types.h>
 
+#include "dflash/lookup.h"
+#include "dflash/width.h"
 #include "engine/engine.h"
+#include "sample/seen.h"
 
 enum { MIMO_IDLE_CACHES = 4 };
+
+/* Buffers of draft steps. */
+typedef struct mimo_drafting {
+    float *hidden; /* [M, MIMO_STEP_ROWS, H] the taps of the last step */
+    uint16_t context_row[MIMO_STEP_ROWS];
+    uint32_t context_position[MIMO_STEP_ROWS];
+    mimo_kv *context_kv[MIMO_STEP_ROWS];
+    size_t most_blocks; /* of one draft step */
+    float *logits;      /* [most_blocks * (B - 1), logits_stride] over V' */
+    size_t logits_stride;
+    float *spread;                  /* [threads, V] a row of them by the target's ids; NULL: they are that already */
+    mimo_job *job[MIMO_SLOTS_JOBS]; /* of each block */
+    uint32_t anchor[MIMO_SLOTS_JOBS], position[MIMO_SLOTS_JOBS];
+    mimo_kv *kv[MIMO_SLOTS_JOBS];
+    size_t slots;
+} mimo_drafting;
 
 /* The KV cache of a finished job, kept for a prompt that begins alike. */
 typedef struct mimo_idle_cache {
@@ -19,6 +38,35 @@ typedef struct mimo_idle_cache {
     size_t count;
     uint64_t used; /* when, in finished jobs */
 } mimo_idle_cache;
+
+/* What one source offers for a round. */
+typedef struct mimo_offer {
+    mimo_origin origin;
+    size_t count;
+    uint32_t token[MIMO_BLOCK_ROWS - 1]; /* [count] */
+    uint8_t grade[MIMO_BLOCK_ROWS - 1];
+} mimo_offer;
+
+/* A job's side of drafting; all the driver's but the rounds, which the mutex guards. */
+typedef struct mimo_speculation {
+    bool on, drafter, argmax, lookup_was_right;
+    mimo_rule rule;
+    uint32_t width; /* 0: by cost */
+    uint32_t *script;
+    size_t script_count;
+    float script_right;
+    mimo_lookup lookup;
+    float *drawn_from; /* [B - 1, V] logits that the drafter's offer was drawn from; NULL: it is certain */
+    double *laws;      /* [2, V]; of verify="rejection" at a temperature */
+    mimo_patience patience;
+    mimo_round *rounds; /* [max_new_tokens] */
+    size_t round_count;
+
+    /* this round */
+    mimo_match match;
+    mimo_offer drafted, looked_up;
+    const mimo_offer *used; /* one of them; NULL: no drafts */
+} mimo_speculation;
 
 struct mimo_job {
     mimo_engine *engine;
@@ -44,9 +92,12 @@ struct mimo_job {
     size_t limit;           /* prompt_count + max_new_tokens: the room that kv has */
     mimo_job *ahead;        /* a job that is computing the first `shared` tokens of this one, which waits for them */
     size_t shared;
-    uint32_t *seen;      /* distinct ids so far; NULL without a repetition penalty */
-    uint64_t *seen_bits; /* [V / 64] */
-    size_t seen_count;
+    mimo_seen seen; /* of all known tokens; without ids if there is no repetition penalty */
+    mimo_speculation spec;
+    bool ready;         /* takes part in this step, */
+    size_t room;        /* in which its reader's ring has room for this many tokens; */
+    size_t first, rows; /* its rows in it, */
+    size_t kept;        /* of which so many, the first ones, are of tokens that stand */
     uint32_t steps;
     double started, prefilled;
 };
@@ -80,14 +131,20 @@ struct mimo_engine {
     mimo_job *slot[MIMO_SLOTS_JOBS];
     uint32_t token[MIMO_STEP_ROWS], position[MIMO_STEP_ROWS];
     mimo_kv *kv[MIMO_STEP_ROWS];
-    uint16_t output[MIMO_SLOTS_JOBS];
-    mimo_job *output_job[MIMO_SLOTS_JOBS];
-    mimo_choice choice[MIMO_SLOTS_JOBS];
-    mimo_error choice_error[MIMO_SLOTS_JOBS];
-    float *logits; /* [MIMO_SLOTS_JOBS, logits_stride] */
+    uint16_t output[MIMO_STEP_OUTPUTS];
+    mimo_job *answering[MIMO_SLOTS_JOBS]; /* jobs that get tokens from this step, */
+    size_t answers;                       /* so many, */
+    size_t first_output[MIMO_SLOTS_JOBS]; /* from these of its outputs on */
+    mimo_verdict verdict[MIMO_SLOTS_JOBS];
+    mimo_error verdict_error[MIMO_SLOTS_JOBS];
+    float *logits; /* [MIMO_STEP_OUTPUTS, logits_stride] */
     size_t logits_stride;
     uint8_t *sample_scratch; /* [threads, sample_scratch_bytes] */
     size_t sample_scratch_bytes;
+    mimo_times times;
+    mimo_trust trust;
+    double draft_seconds, verify_seconds; /* of this round */
+    mimo_drafting drafting;               /* empty without a drafter */
 };
 
 double mimo_clock_seconds(void);
@@ -104,6 +161,37 @@ MIMO_MUST_CHECK mimo_status mimo_engine_check_open(const mimo_engine *engine, mi
 /* driver.c */
 void *mimo_driver_main(void *engine);
 
+/* round.c: one step with what is drafted before it and verified after it. The driver's. */
+/* Which jobs take part, and how many tokens each may get. The mutex is held. */
+void mimo_round_select(mimo_engine *engine);
+/* Runs the step, if any job takes part; the jobs that ended in it are handed to `end` with the mutex held. */
+void mimo_round_run(mimo_engine *engine,
+                    void (*end)(mimo_engine *engine, mimo_job *job, mimo_finish finish, const mimo_error *error));
+
+/* draft.c */
+MIMO_MUST_CHECK mimo_status mimo_drafting_open(mimo_engine *engine, mimo_error *err);
+void mimo_drafting_close(mimo_engine *engine);
+/* Whether a job that takes part decodes: its next row is the last token of its answer. */
+bool mimo_job_decodes(const mimo_job *job);
+/* Drafts for all jobs that decode, and how many rows of each are verified: job->rows, >= 1. */
+void mimo_draft_round(mimo_engine *engine);
+/* Learns from what a round of the job gave: token [came] from its first draft's place on. */
+void mimo_draft_learn(mimo_engine *engine, mimo_job *job, const uint32_t *token, size_t came);
+/* How much of a cache's `cached` positions to keep for a job that drafts: if it was filled without the drafter, its
+ * last window is computed again. */
+size_t mimo_draft_reach(const mimo_engine *engine, const mimo_kv *kv, size_t cached);
+/* Hands the drafter the taps of the rows of the last step that stand. */
+void mimo_draft_feed(mimo_engine *engine);
+
+/* speculation.c */
+MIMO_MUST_CHECK mimo_status mimo_speculation_check(const mimo_engine *engine, const mimo_speculative *o,
+                                                   mimo_error *err);
+MIMO_MUST_CHECK mimo_status mimo_speculation_open(mimo_job *job, const mimo_job_options *o, mimo_error *err);
+void mimo_speculation_close(mimo_speculation *spec); /* all but the rounds, which are read after the end */
+
+/* timing.c: measures steps by their rows, for engine->times. The weights are loaded. */
+void mimo_engine_time_steps(mimo_engine *engine);
+
 /* forward.c: one call, on the driver's thread. */
 void mimo_engine_run_call(mimo_engine *engine, mimo_call *call);
 
@@ -116,7 +204,8 @@ MIMO_MUST_CHECK mimo_status mimo_engine_draft_call(mimo_engine *engine, mimo_cal
 MIMO_MUST_CHECK mimo_status mimo_job_open_cache(mimo_job *job, mimo_error *err);
 /* Ends an active job: its reader learns why, its cache goes to the idle ones. The mutex is held. */
 void mimo_job_end(mimo_job *job, mimo_finish finish, const mimo_error *error);
-void mimo_job_push(mimo_job *job, const mimo_choice *choice); /* the mutex is held and the ring has room */
+/* Hands a token to the reader. The mutex is held and the ring has room. */
+void mimo_job_push(mimo_job *job, const mimo_choice *choice, size_t accepted, size_t drafted);
 
 /* budget.c */
 /* MIMO_ERR_NOMEM, with all parts, if weights, workspace and the smallest cache exceed the memory limit. */

@@ -128,9 +128,9 @@ struct mimo_backend {
     void (*kv_trim)(mimo_backend *self, mimo_kv *kv, size_t positions);
     /* The first `positions` positions of `from` into `to`, which has room for them; kv_can_cut allows it. */
     void (*kv_copy)(mimo_backend *self, mimo_kv *to, const mimo_kv *from, size_t positions);
-    /* Whether a cache that holds `cached` positions still serves a sequence cut back to `kept`. The drafter has no say:
-     * after a cut its context may be shorter than the window, see kv_draft_span. */
-    bool (*kv_can_cut)(const mimo_backend *self, size_t cached, size_t kept);
+    /* Whether a cache still serves its sequence cut back to `kept` positions, whatever was written beyond. The drafter
+     * has no say: after a cut its context may be shorter than the window, see kv_draft_span. */
+    bool (*kv_can_cut)(const mimo_backend *self, const mimo_kv *kv, size_t kept);
     /* The positions [*begin, *end) whose draft context the cache holds for a block anchored at `position` (its context
      * is [max(begin, position - window), position) if end reaches position, else empty). NULL without a drafter. */
     void (*kv_draft_span)(const mimo_backend *self, const mimo_kv *kv, size_t position, size_t *begin, size_t *end);

@@ -24,35 +24,6 @@ mimo_engine *mimo_python_engine(PyObject *engine)
 
 /* ---- arguments ---- */
 
-/* Token ids as uint32 in memory of mimo_alloc; NULL with an exception. */
-static uint32_t *token_ids(PyObject *sequence, const char *name, size_t *count)
-{
-    PyArrayObject *array = mimo_python_array(sequence, NPY_INT64, 1, name);
-    if (array == NULL)
-        return NULL;
-    *count = (size_t)PyArray_DIM(array, 0);
-    mimo_error err = {0};
-    uint32_t *ids;
-    if (mimo_alloc_array(&ids, *count, sizeof *ids, name, &err) != MIMO_OK) {
-        Py_DECREF((PyObject *)array);
-        mimo_python_raise(&err);
-        return NULL;
-    }
-    const int64_t *data = PyArray_DATA(array);
-    for (size_t i = 0; i < *count; i++) {
-        if (data[i] < 0 || data[i] > UINT32_MAX) {
-            PyErr_Format(PyExc_ValueError, "%s: item %zu: expected an id of 0 or more, found %lld", name, i,
-                         (long long)data[i]);
-            mimo_free(ids);
-            ids = NULL;
-            break;
-        }
-        ids[i] = (uint32_t)data[i];
-    }
-    Py_DECREF((PyObject *)array);
-    return ids;
-}
-
 static PyObject *encode_paths(PyObject *files)
 {
     PyObject *sequence = PySequence_Tuple(files);
@@ -205,43 +176,7 @@ static PyObject *engine_load(engine_object *self, PyObject *args, PyObject *kwar
 
 static PyObject *engine_submit(engine_object *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"prompt", "max_new_tokens",     "temperature", "top_k",  "top_p",
-                            "min_p",  "repetition_penalty", "seed",        "stream", "logprobs",
-                            "eos",    "queue_bytes",        NULL};
-    PyObject *prompt, *eos = NULL;
-    Py_ssize_t max_new_tokens = -1, queue_bytes = 65536; /* required: parsing knows no required keyword */
-    mimo_sampling s = {.top_p = 1.0f, .repetition_penalty = 1.0f};
-    unsigned long long seed = 0;
-    int logprobs = -1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$nfIfffKIiOn:submit", names, &prompt, &max_new_tokens,
-                                     &s.temperature, &s.top_k, &s.top_p, &s.min_p, &s.repetition_penalty, &seed,
-                                     &s.stream, &logprobs, &eos, &queue_bytes))
-        return NULL;
-    if (max_new_tokens < 1 || queue_bytes < 0)
-        return PyErr_Format(PyExc_ValueError, "%s: expected at least %d, found %zd",
-                            max_new_tokens < 1 ? "max_new_tokens" : "queue_bytes", max_new_tokens < 1,
-                            max_new_tokens < 1 ? max_new_tokens : queue_bytes);
-    s.seed = seed;
-    s.logprobs = logprobs < 0 ? UINT32_MAX : (uint32_t)logprobs;
-    mimo_job_options o = {.max_new_tokens = (size_t)max_new_tokens, .sampling = s, .queue_bytes = (size_t)queue_bytes};
-    uint32_t *ids = token_ids(prompt, "prompt", &o.prompt_count);
-    uint32_t *eos_ids = ids != NULL && eos != NULL ? token_ids(eos, "eos", &o.eos_count) : NULL;
-    PyObject *result = NULL;
-    if (ids != NULL && (eos == NULL || eos_ids != NULL)) {
-        o.prompt = ids;
-        o.eos = eos_ids;
-        mimo_error err = {0};
-        mimo_job *job = NULL;
-        mimo_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = mimo_engine_submit(self->engine, &o, &job, &err);
-        Py_END_ALLOW_THREADS
-        const mimo_module_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
-        result = status == MIMO_OK ? mimo_python_job(state->job_type, (PyObject *)self, job) : mimo_python_raise(&err);
-    }
-    mimo_free(ids);
-    mimo_free(eos_ids);
-    return result;
+    return mimo_python_submit((PyObject *)self, self->engine, args, kwargs);
 }
 
 static size_t step_rows(Py_ssize_t step)
@@ -274,7 +209,7 @@ static PyObject *engine_logits(engine_object *self, PyObject *args, PyObject *kw
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|n:logits", names, &tokens, &step))
         return NULL;
     mimo_call call = {.kind = MIMO_CALL_FORWARD, .rows = step_rows(step)};
-    uint32_t *ids = token_ids(tokens, "tokens", &call.count);
+    uint32_t *ids = mimo_python_token_ids(tokens, "tokens", &call.count);
     if (ids == NULL)
         return NULL;
     const npy_intp V = mimo_engine_config(self->engine)->vocab;
@@ -299,8 +234,8 @@ static PyObject *engine_hidden_states(engine_object *self, PyObject *args, PyObj
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|n:hidden_states", names, &tokens, &layers, &step))
         return NULL;
     mimo_call call = {.kind = MIMO_CALL_FORWARD, .rows = step_rows(step)};
-    uint32_t *ids = token_ids(tokens, "tokens", &call.count);
-    uint32_t *taps = ids != NULL ? token_ids(layers, "layers", &call.tap_count) : NULL;
+    uint32_t *ids = mimo_python_token_ids(tokens, "tokens", &call.count);
+    uint32_t *taps = ids != NULL ? mimo_python_token_ids(layers, "layers", &call.tap_count) : NULL;
     PyObject *array = NULL;
     if (taps != NULL) {
         npy_intp shape[3] = {(npy_intp)call.tap_count, (npy_intp)call.count, mimo_engine_config(self->engine)->hidden};
@@ -328,8 +263,8 @@ static PyObject *engine_draft_logits(engine_object *self, PyObject *args, PyObje
     const mimo_draft_config *draft = mimo_engine_draft(self->engine);
     const npy_intp V = draft != NULL ? draft->model.vocab : 0, B = draft != NULL ? draft->model.block : 1;
     mimo_call call = {.kind = MIMO_CALL_DRAFT, .rows = step_rows(step)};
-    uint32_t *ids = token_ids(tokens, "tokens", &call.count);
-    uint32_t *positions = ids != NULL ? token_ids(anchors, "anchors", &call.anchor_count) : NULL;
+    uint32_t *ids = mimo_python_token_ids(tokens, "tokens", &call.count);
+    uint32_t *positions = ids != NULL ? mimo_python_token_ids(anchors, "anchors", &call.anchor_count) : NULL;
     PyObject *array = NULL;
     if (positions != NULL) {
         npy_intp shape[2] = {(npy_intp)call.anchor_count * (B - 1), (npy_intp)mimo_round_up((size_t)V, 8)};
@@ -424,7 +359,7 @@ static PyObject *time_steps(engine_object *self, mimo_call *call, PyObject *widt
     if (context < 0 || repeats < 1)
         return PyErr_Format(PyExc_ValueError, "%s: expected %d or more, found %zd", context < 0 ? "context" : "repeats",
                             context >= 0, context < 0 ? context : repeats);
-    uint32_t *rows = token_ids(widths, "widths", &call->width_count);
+    uint32_t *rows = mimo_python_token_ids(widths, "widths", &call->width_count);
     npy_intp shape[2] = {repeats, (npy_intp)call->width_count};
     PyObject *array = rows != NULL ? PyArray_SimpleNew(2, shape, NPY_INT64) : NULL;
     if (array != NULL) {
@@ -499,14 +434,21 @@ static PyObject *get_max_context(engine_object *self, void *unused)
     return PyLong_FromUnsignedLong(mimo_engine_max_context(self->engine));
 }
 
+static PyObject *get_block(engine_object *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(mimo_engine_block(self->engine));
+}
+
 static PyMethodDef engine_methods[] = {
     {"load", (PyCFunction)(void (*)(void))engine_load, METH_VARARGS | METH_KEYWORDS,
      "load($self, /, progress=None)\n--\n\nReads and packs the weights on all threads."},
     {"close", (PyCFunction)engine_close, METH_NOARGS, "close($self, /)\n--\n\nEnds every job and frees the weights."},
     {"submit", (PyCFunction)(void (*)(void))engine_submit, METH_VARARGS | METH_KEYWORDS,
      "submit($self, /, prompt, *, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, "
-     "repetition_penalty=1.0, "
-     "seed=0, stream=0, logprobs=-1, eos=(), queue_bytes=65536)\n--\n\nStarts decoding after a prompt."},
+     "repetition_penalty=1.0, seed=0, stream=0, logprobs=-1, eos=(), queue_bytes=65536, speculative=False, width=0, "
+     "verify='coupled', lookup=False, argmax_drafts=False, script=None, script_right=0.0)\n--\n\nStarts decoding after "
+     "a prompt."},
     {"logits", (PyCFunction)(void (*)(void))engine_logits, METH_VARARGS | METH_KEYWORDS,
      "logits($self, /, tokens, step=0)\n--\n\nfloat32 [T, V]: logits after each token."},
     {"hidden_states", (PyCFunction)(void (*)(void))engine_hidden_states, METH_VARARGS | METH_KEYWORDS,
@@ -535,6 +477,7 @@ static PyGetSetDef engine_properties[] = {
     {"variant", (getter)get_variant, NULL, "Name of the kernels in use.", NULL},
     {"precision", (getter)get_precision, NULL, "'fast' or 'exact'.", NULL},
     {"max_context", (getter)get_max_context, NULL, "Positions of a sequence.", NULL},
+    {"block", (getter)get_block, NULL, "Most rows of a round.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

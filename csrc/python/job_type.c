@@ -61,7 +61,9 @@ static PyObject *event_tuple(const mimo_token *token, size_t count)
             failed = item == NULL || PyList_SetItem(logprobs, (Py_ssize_t)i, item) < 0;
         }
     }
-    PyObject *event = failed ? NULL : Py_BuildValue("(OdO)", ids, token[count - 1].seconds, logprobs);
+    PyObject *event =
+        failed ? NULL
+               : Py_BuildValue("(OdOii)", ids, token[count - 1].seconds, logprobs, token[0].accepted, token[0].drafted);
     Py_XDECREF(ids);
     Py_XDECREF(logprobs);
     return event;
@@ -108,14 +110,65 @@ static PyObject *job_cancel(job_object *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+/* Adds to a list; 0, or -1 with an exception. Takes the item. */
+static int append(PyObject *list, PyObject *item)
+{
+    const int failed = item == NULL || PyList_Append(list, item) < 0;
+    Py_XDECREF(item);
+    return failed ? -1 : 0;
+}
+
+enum { ROUND_FIELDS = 7, ROUNDS_AT_ONCE = 256 };
+
+static int append_round(PyObject *const *list, const mimo_round *r)
+{
+    const long counts[] = {r->width, r->width - 1, r->accepted, r->emitted, r->lookup};
+    int failed = 0;
+    for (size_t i = 0; i < 5 && !failed; i++)
+        failed = append(list[i], PyLong_FromLong(counts[i])) < 0;
+    return failed || append(list[5], PyFloat_FromDouble((double)r->draft_seconds)) < 0 ||
+                   append(list[6], PyFloat_FromDouble((double)r->verify_seconds)) < 0
+               ? -1
+               : 0;
+}
+
+/* {"width": [...], ...}; None where nothing was drafted. */
+static PyObject *rounds_dict(const mimo_job *job)
+{
+    if (!mimo_job_drafts(job))
+        Py_RETURN_NONE;
+    static const char *const names[ROUND_FIELDS] = {"width",  "drafted",       "accepted",      "emitted",
+                                                    "lookup", "draft_seconds", "verify_seconds"};
+    PyObject *list[ROUND_FIELDS], *rounds = PyDict_New();
+    int failed = rounds == NULL;
+    for (size_t i = 0; i < ROUND_FIELDS && !failed; i++) {
+        list[i] = PyList_New(0);
+        failed = list[i] == NULL || PyDict_SetItemString(rounds, names[i], list[i]) < 0;
+        Py_XDECREF(list[i]); /* the dict keeps it */
+    }
+    mimo_round some[ROUNDS_AT_ONCE];
+    for (size_t first = 0, left = 1; left > 0 && !failed;) {
+        left = mimo_job_read_rounds(job, first, some, ROUNDS_AT_ONCE);
+        const size_t n = left < ROUNDS_AT_ONCE ? left : ROUNDS_AT_ONCE;
+        for (size_t i = 0; i < n && !failed; i++)
+            failed = append_round(list, &some[i]) < 0;
+        first += n;
+        left -= n;
+    }
+    if (failed)
+        Py_CLEAR(rounds);
+    return rounds;
+}
+
 static PyObject *job_stats(job_object *self, PyObject *unused)
 {
     (void)unused;
     const mimo_job_stats s = mimo_job_read_stats(self->job);
-    return Py_BuildValue("{sK sK sK sK sd sd sd sd}", "prompt_tokens", s.prompt_tokens, "cached_tokens",
+    return Py_BuildValue("{sK sK sK sK sd sd sd sd sI sN}", "prompt_tokens", s.prompt_tokens, "cached_tokens",
                          s.cached_tokens, "completion_tokens", s.completion_tokens, "steps", s.steps, "queue_seconds",
                          s.queue_seconds, "prefill_seconds", s.prefill_seconds, "decode_seconds", s.decode_seconds,
-                         "first_token_seconds", s.first_token_seconds);
+                         "first_token_seconds", s.first_token_seconds, "block", mimo_job_block(self->job), "rounds",
+                         rounds_dict(self->job));
 }
 
 static PyObject *job_done(job_object *self, void *unused)

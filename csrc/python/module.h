@@ -20,6 +20,11 @@ int mimo_python_state_traverse(PyObject *module, visitproc visit, void *arg);
 int mimo_python_state_clear(PyObject *module);
 void mimo_python_state_free(void *module);
 
+/* Token ids as uint32 in memory of mimo_alloc; NULL with an exception. */
+uint32_t *mimo_python_token_ids(PyObject *sequence, const char *name, size_t *count);
+/* Engine.submit. */
+PyObject *mimo_python_submit(PyObject *self, mimo_engine *engine, PyObject *args, PyObject *kwargs);
+
 /* The Job object of `job` (now its owner), which keeps `engine` alive. */
 PyObject *mimo_python_job(PyTypeObject *type, PyObject *engine, mimo_job *job);
 

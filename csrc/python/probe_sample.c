@@ -60,22 +60,24 @@ done:
     return noise;
 }
 
-/* Absent keys are off; the rest of the checking is mimo_sampling_check's. */
-static int parse_sampling(mimo_sampling *out, PyObject *dict)
+/* What is out of range is found by mimo_sampling_check. */
+int mimo_probe_sampling(mimo_sampling *out, PyObject *dict)
 {
-    static char *names[] = {"temperature", "top_p",  "min_p", "repetition_penalty", "top_k", "logprobs",
-                            "seed",        "stream", NULL};
+    static char *names[] = {"temperature", "top_p",   "min_p", "repetition_penalty", "top_k", "logprobs", "seed",
+                            "stream",      "purpose", NULL};
     *out = (mimo_sampling){.top_p = 1.0f, .repetition_penalty = 1.0f};
     int logprobs = -1;
     unsigned long long seed = 0;
+    unsigned int purpose = MIMO_NOISE_TOKEN;
     PyObject *nothing = PyTuple_New(0);
     const int parsed =
-        nothing != NULL &&
-        PyArg_ParseTupleAndKeywords(nothing, dict, "|$ffffIiKI:sampling", names, &out->temperature, &out->top_p,
-                                    &out->min_p, &out->repetition_penalty, &out->top_k, &logprobs, &seed, &out->stream);
+        nothing != NULL && PyArg_ParseTupleAndKeywords(nothing, dict, "|$ffffIiKII:sampling", names, &out->temperature,
+                                                       &out->top_p, &out->min_p, &out->repetition_penalty, &out->top_k,
+                                                       &logprobs, &seed, &out->stream, &purpose);
     Py_XDECREF(nothing);
     out->logprobs = (uint32_t)logprobs;
     out->seed = seed;
+    out->purpose = (mimo_purpose)purpose;
     if (!parsed)
         return -1;
     mimo_error err = {0};
@@ -105,7 +107,7 @@ static void request_drop(request *r)
 static int request_make(request *r, PyObject *logits, PyObject *sampling, PyObject *seen)
 {
     *r = (request){0};
-    if (parse_sampling(&r->sampling, sampling) < 0)
+    if (mimo_probe_sampling(&r->sampling, sampling) < 0)
         return -1;
     r->logits = mimo_python_array(logits, NPY_FLOAT, 1, "logits");
     r->seen = r->logits != NULL ? mimo_python_array(seen, NPY_UINT32, 1, "seen") : NULL;

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
+from ..options import RULES
+
 if TYPE_CHECKING:
     from ..model import Model
     from ..options import GenerationArguments
@@ -23,6 +25,7 @@ _SAMPLING = (
     ("repetition_penalty", float, "R", "above 1 discourages tokens that were there already"),
     ("seed", int, "SEED", "repeats an answer (default: a fresh one, shown at the end)"),
 )
+_SPECULATIVE = ("speculative", "lookup", "width", "verify", "simulate_acceptance")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -56,11 +59,27 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--thinking", action=argparse.BooleanOptionalAction, default=None, help="let the model think first, if its template can"
     )
+    _add_speculative(parser)
+
+
+def _add_speculative(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speculative decoding (changes the speed, not the answer)")
+    flag = argparse.BooleanOptionalAction
+    group.add_argument("--speculative", action=flag, default=None, help="verify drafts (default: if there is a drafter)")
+    group.add_argument("--lookup", action=flag, default=None, help="also draft what followed earlier in the prompt or answer")
+    group.add_argument("--width", type=int, metavar="N", help="tokens of a round, the last known one included (default: what pays)")
+    group.add_argument("--verify", choices=RULES, help="coupled (default) or rejection, which keeps the law of answers only")
+    group.add_argument(
+        "--simulate-acceptance",
+        type=float,
+        metavar="L",
+        help="for benchmarks: rounds of L tokens in the mean, whatever the drafter",
+    )
 
 
 def sampling(args: argparse.Namespace) -> GenerationArguments:
     """The options given on the command line."""
-    names = [name for name, *_ in _SAMPLING] + ["stop", "ignore_eos"]
+    names = [name for name, *_ in _SAMPLING] + ["stop", "ignore_eos", *_SPECULATIVE]
     options: dict[str, Any] = {name: getattr(args, name) for name in names} | {"enable_thinking": args.thinking}
     return {name: value for name, value in options.items() if value is not None}  # type: ignore[return-value]
 

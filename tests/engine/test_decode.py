@@ -173,7 +173,7 @@ def test_logprobs(open_engine: Any) -> None:
     while (event := job.next()) is not None:
         row = engine.logits(text)[-1].astype(np.float64)
         expected = row - row.max() - np.log(np.exp(row - row.max()).sum())
-        ids, _, logprobs = event
+        ids, _, logprobs, _, _ = event
         (logprob, tops) = logprobs[0]
         order = np.argsort(-expected, kind="stable")[:4]
         assert [token for token, _ in tops] == order.tolist()
