@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .display import paragraph
 from .options import GenerationOptions
 
-__all__ = ["Result", "Stats", "TokenLogprob", "acceptance"]
+__all__ = ["Result", "Stats", "TokenLogprob"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Stats:
     (width - 1), accepted (leading drafts that were right, before any cut by the answer's end), emitted (tokens handed out, at most
     accepted + 1), lookup (drafts that came from prompt lookup), draft_seconds and verify_seconds (of the whole engine step)."""
     speculative_decoding: Mapping[str, Any] | None = None
-    """Acceptance of drafts under vLLM's names, see `acceptance`; None without drafting."""
+    """Acceptance of drafts under vLLM's names (`rounds.speculative_decoding`); None without drafting."""
 
     @property
     def time_to_first_token_ms(self) -> float:
@@ -86,28 +86,6 @@ class Stats:
             f"{self.prompt_tokens} prompt tokens{cached}, {self.completion_tokens} new, "
             f"first after {self.time_to_first_token:.2f} s, then {self.tokens_per_second:.1f} tokens/s{per_round}"
         )
-
-
-def acceptance(rounds: Mapping[str, Sequence[int]] | None, num_spec_tokens: int) -> dict[str, Any] | None:
-    """What vLLM derives from `rounds` (of `Stats`): a step is a round with drafts, num_spec_tokens the most it may have."""
-    if rounds is None:
-        return None
-    steps = [(drafted, accepted) for drafted, accepted in zip(rounds["drafted"], rounds["accepted"], strict=True) if drafted]
-    drafts, right = sum(drafted for drafted, _ in steps), sum(accepted for _, accepted in steps)
-    histogram = [0] * (num_spec_tokens + 1)
-    for _, accepted in steps:
-        histogram[accepted] += 1
-    return {
-        "mean_acceptance_length": 1 + right / len(steps) if steps else 1.0,
-        "draft_acceptance_rate": right / drafts if drafts else 0.0,
-        "acceptance_histogram": histogram,
-        "num_spec_steps": len(steps),
-        "num_accepted_draft_tokens": right,
-        "num_draft_tokens": drafts,
-        "num_spec_tokens": num_spec_tokens,
-        "per_step_accepted": [accepted for _, accepted in steps],
-        "per_step_drafted": [drafted for drafted, _ in steps],
-    }
 
 
 @dataclass(frozen=True)

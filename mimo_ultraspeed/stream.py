@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .errors import EngineError
 from .options import GenerationOptions
-from .result import Result, Stats, TokenLogprob, acceptance
+from .result import Result, Stats, TokenLogprob
+from .rounds import Rounds, speculative_decoding
 
 if TYPE_CHECKING:
     from ._core import Job, _Event
@@ -185,8 +186,14 @@ class Stream:
             time_to_first_token=core["first_token_seconds"],
             tokens_per_second=after_first / seconds if after_first and seconds > 0 else 0.0,
             rounds=core["rounds"],
-            speculative_decoding=acceptance(core["rounds"], (self._options.width or core["block"]) - 1),
+            speculative_decoding=self._acceptance(core["rounds"], (self._options.width or core["block"]) - 1),
         )
+
+    def _acceptance(self, arrays: Mapping[str, Sequence[float]] | None, drafts: int) -> dict[str, Any] | None:
+        if arrays is None:
+            return None
+        rounds = Rounds.of(arrays, completion_tokens=len(self._ids), finish_reason=self._finish_reason)
+        return speculative_decoding([rounds], drafts=drafts, detailed=True)
 
     @property
     def result(self) -> Result:
