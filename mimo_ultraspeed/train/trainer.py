@@ -42,7 +42,7 @@ _COLUMNS = ("step", "anchors", "tokens", "seconds", "lr", "loss", "accepted", "s
 _SCALE_SEQUENCES = 24
 _LOOK_FOR_DATA_EVERY = 20
 _SHORTEST_ANSWER = 4
-_SHORT_LENGTH = 4
+_SHORT_LENGTH = 3
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class TrainOptions:
     """Share of the run."""
     weight_decay: float = 0.0
     clip: float = 1.0
-    sequences: int = 4
+    sequences: int = 2
     """Per step."""
-    anchors: int = 64
+    anchors: int = 96
     """Most of a sequence in a step."""
-    lengths: tuple[int, ...] = (3, 4, 5, 8)
+    lengths: tuple[int, ...] = (3, 4, 4, 8)
     """Block lengths, one drawn for each sequence."""
-    short: float = 0.3
-    """Share of the run in which blocks are cut to four rows: later slots are worth nothing before the first are learnt."""
+    short: float = 0.35
+    """Share of the run in which blocks are cut to three rows: later slots are worth nothing before the first are learnt."""
     mix: Mapping[str, float] = field(default_factory=lambda: {"ce": 0.5, "kl": 0.5})
     weights: str = "dpace"
     ema: float = 0.995

@@ -1,0 +1,131 @@
+"""How many drafts come true, without decoding speculatively: rounds replayed over greedy answers that are known beforehand.
+
+With exact verification a drafter cannot change a greedy answer, so its context at every position is known from the answer alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .drafter import Block, context, draft_greedily, hidden
+from .export import Trained
+from .target import TargetWeights
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+__all__ = ["METHODS", "Measured", "answer_greedily", "lookup", "measure", "prefixes", "rounds"]
+
+METHODS = ("drafter", "lookup", "both")
+LONGEST_GRAM, SHORTEST_GRAM, TRUSTED_GRAM = 4, 2, 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one method over a set of answers."""
+
+    emitted: NDArray[np.int64]
+    """[prompts]: tokens that rounds handed out."""
+    rounds: NDArray[np.int64]
+    """[prompts]: rounds they took."""
+    reached: NDArray[np.int64]
+    """[B - 1]: rounds in which all drafts before slot k came true."""
+    accepted: NDArray[np.int64]
+    """[B - 1]: rounds in which slot k did too."""
+
+    @property
+    def tau(self) -> float:
+        """Tokens per round, over all rounds."""
+        return float(self.emitted.sum() / max(self.rounds.sum(), 1))
+
+    def interval(self, samples: int = 2000) -> tuple[float, float]:
+        """95 % of tau under resampling of the prompts."""
+        draw = np.random.default_rng(0).integers(0, len(self.rounds), (samples, len(self.rounds)))
+        taus = self.emitted[draw].sum(1) / np.maximum(self.rounds[draw].sum(1), 1)
+        return float(np.quantile(taus, 0.025)), float(np.quantile(taus, 0.975))
+
+    def conditional(self) -> list[float]:
+        """[B - 1]: rate at which slot k comes true when all before it did."""
+        return [float(right / tried) if tried else float("nan") for right, tried in zip(self.accepted, self.reached, strict=True)]
+
+
+def answer_greedily(model: Model, prompts: Sequence[Mapping[str, Any]], max_new_tokens: int) -> list[dict[str, list[int]]]:
+    """{"prompt": ids, "answer": ids} of the first turns."""
+    asked = [str(row["turns"][0]) for row in prompts]
+    results = model.generate(asked, max_new_tokens=max_new_tokens, temperature=0.0, speculative=False)
+    return [{"prompt": result.prompt_token_ids, "answer": result.token_ids} for result in results]
+
+
+def prefixes(trained: Trained, model: Model, weights: TargetWeights, record: Mapping[str, Sequence[int]]) -> NDArray[np.int64]:
+    """[answer - 1]: drafts in a row that come true, for a block anchored at each token of the answer but the last."""
+    tokens = [*record["prompt"], *record["answer"]]
+    first, size = len(record["prompt"]), trained.config.block_size
+    anchors = torch.arange(first, len(tokens) - 1)
+    states = model.hidden_states(tokens[:-1], trained.config.taps)
+    taps = torch.from_numpy(states.transpose(1, 0, 2).reshape(len(tokens) - 1, -1))
+    embedding, head = torch.from_numpy(weights.embedding()), torch.from_numpy(weights.head()[trained.head_ids])
+    ids = torch.tensor(tokens)
+    places = torch.full((trained.config.vocab_size,), -1)
+    places[torch.from_numpy(trained.head_ids)] = torch.arange(len(trained.head_ids))
+    with torch.no_grad():
+        known = context(trained.parameters, trained.config, taps)
+        predicted = hidden(trained.parameters, trained.config, known, Block(embedding[ids[anchors]], anchors, size))
+        drafts = torch.from_numpy(trained.head_ids)[draft_greedily(trained.parameters, predicted, head, places[ids[anchors]])]
+    padded = torch.cat((ids, torch.full((size,), -1)))
+    truth = padded[anchors[:, None] + torch.arange(1, size)]
+    counts: NDArray[np.int64] = (drafts == truth).cumprod(1).sum(1).numpy()
+    return counts
+
+
+def lookup(tokens: Sequence[int], anchor: int, count: int) -> tuple[list[int], int]:
+    """What followed the latest earlier occurrence of the longest n-gram that ends at the anchor, at most `count`; and n, 0: none."""
+    for gram in range(LONGEST_GRAM, SHORTEST_GRAM - 1, -1):
+        wanted = list(tokens[anchor + 1 - gram : anchor + 1])
+        for end in range(anchor - 1, gram - 2, -1):
+            if list(tokens[end + 1 - gram : end + 1]) == wanted:
+                return list(tokens[end + 1 : min(end + 1 + count, anchor + 1)]), gram
+    return [], 0
+
+
+def rounds(record: Mapping[str, Sequence[int]], from_drafter: NDArray[np.int64], method: str, size: int) -> list[int]:
+    """Drafts that come true in each round of an answer. A round begins only where a whole block still fits.
+
+    method: "drafter", "lookup", or "both": a lookup that matches a 4-gram, else the drafter.
+    """
+    tokens = [*record["prompt"], *record["answer"]]
+    first, at = len(record["prompt"]), len(record["prompt"])
+    counts = []
+    while at + size <= len(tokens):
+        found, gram = lookup(tokens, at, size - 1) if method != "drafter" else ([], 0)
+        if method == "lookup" or gram >= TRUSTED_GRAM:
+            right = 0
+            while right < len(found) and found[right] == tokens[at + 1 + right]:
+                right += 1
+        else:
+            right = int(from_drafter[at - first])
+        counts.append(right)
+        at += right + 1
+    return counts
+
+
+def measure(trained: Trained, model: Model, records: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Measured]:
+    """Every method over answers as `answer_greedily` gives them."""
+    weights, size = TargetWeights(model.checkpoint), trained.config.block_size
+    counts = [prefixes(trained, model, weights, record) if len(record["answer"]) > 1 else np.zeros(0, np.int64) for record in records]
+    found = {}
+    for method in METHODS:
+        replayed = [rounds(record, known, method, size) for record, known in zip(records, counts, strict=True)]
+        every = np.array([count for one in replayed for count in one], np.int64)
+        found[method] = Measured(
+            emitted=np.array([sum(one) + len(one) for one in replayed]),
+            rounds=np.array([len(one) for one in replayed]),
+            reached=np.array([(every >= slot).sum() for slot in range(size - 1)]),
+            accepted=np.array([(every > slot).sum() for slot in range(size - 1)]),
+        )
+    return found
