@@ -57,7 +57,9 @@ def _data(args: argparse.Namespace) -> int:
 
 def _add_drafter(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser("drafter", help="train a drafter on answers", description="Trains a drafter. Needs torch.")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="answers, as `train data` makes them; new ones are taken up")
+    parser.add_argument(
+        "--data", required=True, metavar="FOLDER", help="answers, as `train data` makes them; new ones are taken up"
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoint and log go; goes on from what is there")
     parser.add_argument("--cache", metavar="FOLDER", help="where the target's hidden states are kept (default: taps/ in the data)")
     length = parser.add_mutually_exclusive_group(required=True)

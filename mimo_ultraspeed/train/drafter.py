@@ -138,7 +138,9 @@ def hidden(parameters: Parameters, config: DrafterConfig, known: Context, block:
         rows = rows + mixed @ parameters[prefix + "self_attn.o_proj.weight"].T
         normed = _norm(rows, parameters[prefix + "post_attention_layernorm.weight"], config)
         gate = silu(normed @ parameters[prefix + "mlp.gate_proj.weight"].T)
-        rows = rows + (gate * (normed @ parameters[prefix + "mlp.up_proj.weight"].T)) @ parameters[prefix + "mlp.down_proj.weight"].T
+        rows = (
+            rows + (gate * (normed @ parameters[prefix + "mlp.up_proj.weight"].T)) @ parameters[prefix + "mlp.down_proj.weight"].T
+        )
     predicted = rows.view(count, length, -1)[:, 1:]
     return _norm(predicted, parameters["norm.weight"], config)
 

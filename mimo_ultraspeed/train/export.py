@@ -96,7 +96,7 @@ def load_drafter(folder: str | Path) -> Trained:
             continue
         scales = values.get(f"{name}_scale_inv")
         full = array if scales is None else array * _spread(scales, array.shape)
-        parameters[name] = torch.from_numpy(np.ascontiguousarray(full, np.float32))
+        parameters[name] = torch.from_numpy(np.array(full, np.float32))
     w1 = parameters.get("markov.w1.weight")
     config = DrafterConfig(
         **{name: raw[name] for name in _SAME},

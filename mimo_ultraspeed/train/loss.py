@@ -75,7 +75,7 @@ def losses(logits: Tensor, labels: Labels, mix: Mapping[str, float], weights: st
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """ "ce=0.5,kl=0.5" as a mix; "kl" alone has weight 1. ValueError for a loss that does not exist, or a weight that is no number."""
+    """ "ce=0.5,kl=0.5" as a mix; "kl" alone has weight 1. ValueError for an unknown loss, or a weight that is no number."""
     mix: dict[str, float] = {}
     for part in text.split(","):
         name, _, weight = part.strip().partition("=")

@@ -84,7 +84,7 @@ def prefixes(trained: Trained, model: Model, weights: TargetWeights, record: Map
 
 
 def lookup(tokens: Sequence[int], anchor: int, count: int) -> tuple[list[int], int]:
-    """What followed the latest earlier occurrence of the longest n-gram that ends at the anchor, at most `count`; and n, 0: none."""
+    """At most `count` tokens that followed the latest earlier occurrence of the longest n-gram that ends at the anchor; and n, or 0."""
     for gram in range(LONGEST_GRAM, SHORTEST_GRAM - 1, -1):
         wanted = list(tokens[anchor + 1 - gram : anchor + 1])
         for end in range(anchor - 1, gram - 2, -1):
@@ -117,7 +117,9 @@ def rounds(record: Mapping[str, Sequence[int]], from_drafter: NDArray[np.int64],
 def measure(trained: Trained, model: Model, records: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Measured]:
     """Every method over answers as `answer_greedily` gives them."""
     weights, size = TargetWeights(model.checkpoint), trained.config.block_size
-    counts = [prefixes(trained, model, weights, record) if len(record["answer"]) > 1 else np.zeros(0, np.int64) for record in records]
+    counts = [
+        prefixes(trained, model, weights, record) if len(record["answer"]) > 1 else np.zeros(0, np.int64) for record in records
+    ]
     found = {}
     for method in METHODS:
         replayed = [rounds(record, known, method, size) for record, known in zip(records, counts, strict=True)]

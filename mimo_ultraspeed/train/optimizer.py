@@ -18,7 +18,7 @@ _STEPS = 5
 def orthogonalise(update: Tensor) -> Tensor:
     """The matrix with its singular values brought near 1, by five Newton-Schulz steps in the matrix's own precision."""
     wide = update if update.shape[0] <= update.shape[1] else update.T
-    x = wide / wide.norm().clamp(min=1e-7)
+    x: Tensor = wide / wide.norm().clamp(min=1e-7)
     for _ in range(_STEPS):
         gram = x @ x.T
         x = _A * x + (_B * gram + _C * (gram @ gram)) @ x

@@ -90,7 +90,9 @@ def starting_parameters(config: DrafterConfig, target: TargetWeights, rms: NDArr
         made[name] = torch.randn(shape, generator=draw) * (0.5 / shape[1] ** 0.5)
     for name, (size,) in config.vectors().items():
         is_bias = name.endswith("sink_bias")
-        made[name] = torch.zeros(size) if is_bias else torch.full((size,), _NORM_OF_QUERIES if "_norm.weight" in name[-13:] else 1.0)
+        made[name] = (
+            torch.zeros(size) if is_bias else torch.full((size,), _NORM_OF_QUERIES if "_norm.weight" in name[-13:] else 1.0)
+        )
     for name, table in config.tables().items():
         made[name] = torch.randn(table, generator=draw) * 0.1 if "w1" in name else torch.zeros(table)
     first = config.num_target_layers - config.num_hidden_layers

@@ -69,9 +69,7 @@ class TargetWeights:
         count = config.n_routed_experts
         if config.num_experts_per_tok != count or np.any(self.read(f"{prefix}mlp.gate.weight")):
             return {}
-        experts = {
-            part: [self.read(f"{prefix}mlp.experts.{expert}.{part}.weight") for expert in range(count)] for part in parts
-        }
+        experts = {part: [self.read(f"{prefix}mlp.experts.{expert}.{part}.weight") for expert in range(count)] for part in parts}
         share = config.routed_scaling_factor / (count if config.norm_topk_prob else 2.0)
         return {
             "mlp.gate_proj.weight": np.concatenate(experts["gate_proj"]),

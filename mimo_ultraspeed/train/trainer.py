@@ -38,7 +38,20 @@ __all__ = ["CHECKPOINT", "LOG", "TrainOptions", "Trainer", "load_training"]
 
 CHECKPOINT = "training.pt"
 LOG = "log.csv"
-_COLUMNS = ("step", "anchors", "tokens", "seconds", "lr", "loss", "accepted", "slot1", "slot2", "slot3", "norm", "anchors_per_second")
+_COLUMNS = (
+    "step",
+    "anchors",
+    "tokens",
+    "seconds",
+    "lr",
+    "loss",
+    "accepted",
+    "slot1",
+    "slot2",
+    "slot3",
+    "norm",
+    "anchors_per_second",
+)
 _SCALE_SEQUENCES = 24
 _LOOK_FOR_DATA_EVERY = 20
 _SHORTEST_ANSWER = 4

@@ -34,7 +34,8 @@ How has {t} changed over the last hundred years?|Why does {t} matter?|Write a di
 What are common misconceptions about {t}?|Write an introduction for an article on {t}.|How would you teach a class about {t}?
 Compare {t} and {u}.|What do {t} and {u} have in common?|Write a letter to a newspaper about {t}.|What should a beginner know about {t}?
 Describe {t} from the point of view of an expert.|Give a step-by-step guide to {t}.|Write a speech about {t}.
-Imagine that you are a journalist who reports on {t}. What would you write?|Which questions should I ask an expert on {t}?
+Imagine that you are a journalist who reports on {t}. What would you write?
+Which questions should I ask an expert on {t}?
 What is the history of {t}?|Write a review of a book about {t}.|Create an outline for an essay about {t}.|Tell me about {t}.
 I am interested in {t}. Where should I start?|Can you help me understand {t}?|Make a table that compares {t} and {u}.
 Discuss the role of {t} in everyday life.|What might {t} look like in fifty years?|Write a product description related to {t}.
@@ -56,8 +57,49 @@ _SYSTEM_ROLES = (
     "a king",
     "a sports commentator",
 )
+_ARGUMENTS = ("values: list[int]", "text: str", "n: int", "items", "x: float", "k: int = 1")
 _STOP_WORDS = frozenset(
-    ["a", "an", "and", "are", "as", "create", "code", "for", "from", "function", "given", "in", "is", "it", "of", "on", "or", "program", "python", "script", "takes", "that", "the", "to", "using", "which", "with", "write", "generate", "accepts", "returns", "you", "your", "can", "please", "develop", "design", "implement", "simple"]
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "create",
+        "code",
+        "for",
+        "from",
+        "function",
+        "given",
+        "in",
+        "is",
+        "it",
+        "of",
+        "on",
+        "or",
+        "program",
+        "python",
+        "script",
+        "takes",
+        "that",
+        "the",
+        "to",
+        "using",
+        "which",
+        "with",
+        "write",
+        "generate",
+        "accepts",
+        "returns",
+        "you",
+        "your",
+        "can",
+        "please",
+        "develop",
+        "design",
+        "implement",
+        "simple",
+    ]
 )
 _WORD = re.compile(r"[a-z]+")
 
@@ -82,9 +124,7 @@ def as_stub(request: str, seed: int) -> str | None:
     draw = random.Random(f"stub {seed} {request}")
     words = [word for word in _WORD.findall(request.lower()) if word not in _STOP_WORDS and len(word) > 2]
     name = "_".join(words[: draw.randint(2, 3)]) or "solve"
-    arguments = ", ".join(
-        draw.sample(("values: list[int]", "text: str", "n: int", "items", "x: float", "k: int = 1"), draw.randint(1, 2))
-    )
+    arguments = ", ".join(draw.sample(_ARGUMENTS, draw.randint(1, 2)))
     stub = f'def {name}({arguments}):\n    """ {request.strip()}\n    """\n'
     lead = draw.choice(
         (
