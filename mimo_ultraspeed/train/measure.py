@@ -84,7 +84,7 @@ def prefixes(trained: Trained, model: Model, weights: TargetWeights, record: Map
 
 
 def lookup(tokens: Sequence[int], anchor: int, count: int) -> tuple[list[int], int]:
-    """At most `count` tokens that followed the latest earlier occurrence of the longest n-gram that ends at the anchor; and n, or 0."""
+    """At most `count` tokens that followed the latest earlier occurrence of the longest n-gram before the anchor; and n, or 0."""
     for gram in range(LONGEST_GRAM, SHORTEST_GRAM - 1, -1):
         wanted = list(tokens[anchor + 1 - gram : anchor + 1])
         for end in range(anchor - 1, gram - 2, -1):

@@ -32,7 +32,8 @@ Give me five tips about {t}.|List three interesting facts about {t} and explain 
 Write an email to a friend in which you tell about {t}.|Summarize what is known about {t} in three sentences.
 How has {t} changed over the last hundred years?|Why does {t} matter?|Write a dialogue between two people who talk about {t}.
 What are common misconceptions about {t}?|Write an introduction for an article on {t}.|How would you teach a class about {t}?
-Compare {t} and {u}.|What do {t} and {u} have in common?|Write a letter to a newspaper about {t}.|What should a beginner know about {t}?
+Compare {t} and {u}.|What do {t} and {u} have in common?|Write a letter to a newspaper about {t}.
+What should a beginner know about {t}?
 Describe {t} from the point of view of an expert.|Give a step-by-step guide to {t}.|Write a speech about {t}.
 Imagine that you are a journalist who reports on {t}. What would you write?
 Which questions should I ask an expert on {t}?
