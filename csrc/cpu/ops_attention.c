@@ -32,11 +32,10 @@ typedef struct qkv_run {
     uint8_t kind;
 } qkv_run;
 
-/* Rows [row, row + count) of the matrix for all T rows of the step, [T, count] in scratch. */
-static float *project(const qkv_run *run, size_t row, size_t count, float *to)
+/* Rows [row, row + count) of the matrix for all T rows of the step, to rows of `stride`. */
+static void project(const qkv_run *run, size_t row, size_t count, float *to, size_t stride)
 {
-    run->gemm(to, count, run->panel, row / 8, count / 8, run->act, NULL, run->task->cpu->step->rows);
-    return to;
+    run->gemm(to, stride, run->panel, row / 8, count / 8, run->act, NULL, run->task->cpu->step->rows);
 }
 
 static void store(const qkv_run *run, uint32_t head, size_t t, const float *values, size_t first, size_t count)
@@ -54,13 +53,10 @@ static void project_rotated(const qkv_run *run, uint32_t head, size_t first, siz
 {
     const mimo_cpu *cpu = run->task->cpu;
     const size_t half = run->a->rotary_dim / 2, row = (size_t)head * run->a->head_dim;
-    const size_t T = cpu->step->rows;
-    float *low = project(run, row + first, m, run->task->scratch->gemm);
-    float *high = project(run, row + half + first, m, run->task->scratch->gemm + T * m);
-    for (size_t t = 0; t < T; t++) {
-        float *pairs = run->task->scratch->sum;
-        memcpy(pairs, low + t * m, m * sizeof(float));
-        memcpy(pairs + m, high + t * m, m * sizeof(float));
+    float *pairs = run->task->scratch->gemm; /* [T, 2 * m] */
+    project(run, row + first, m, pairs, 2 * m);
+    project(run, row + half + first, m, pairs + m, 2 * m);
+    for (size_t t = 0; t < cpu->step->rows; t++, pairs += 2 * m) {
         cpu->kernels->rope(pairs, cpu->cos[run->kind] + t * half + first, cpu->sin[run->kind] + t * half + first,
                            2 * m);
         store(run, head, t, pairs, first, m);
@@ -72,7 +68,8 @@ static void project_plain(const qkv_run *run, uint32_t head, size_t first, size_
 {
     if (count == 0)
         return;
-    const float *values = project(run, (size_t)head * run->a->head_dim + first, count, run->task->scratch->gemm);
+    const float *values = run->task->scratch->gemm;
+    project(run, (size_t)head * run->a->head_dim + first, count, run->task->scratch->gemm, count);
     for (size_t t = 0; t < run->task->cpu->step->rows; t++)
         store(run, head, t, values + t * count, first, count);
 }
@@ -84,7 +81,8 @@ static void project_whole(const qkv_run *run, uint32_t head)
     const size_t D = run->a->head_dim, R = run->a->rotary_dim;
     const mimo_cpu_layer *layer = &cpu->layer[run->layer];
     const float *norm = head < run->a->heads ? layer->q_norm : layer->k_norm;
-    float *values = project(run, (size_t)head * D, D, run->task->scratch->gemm);
+    float *values = run->task->scratch->gemm;
+    project(run, (size_t)head * D, D, values, D);
     for (size_t t = 0; t < cpu->step->rows; t++) {
         if (norm != NULL)
             cpu->kernels->rms_norm(values + t * D, values + t * D, norm, D, cpu->config->norm_eps);
@@ -98,7 +96,8 @@ static void project_value(const qkv_run *run, uint32_t g, size_t first, size_t c
     const mimo_cpu *cpu = run->task->cpu;
     const mimo_attention *a = run->a;
     const size_t row = (size_t)(a->heads + a->kv_heads) * a->head_dim + (size_t)g * a->v_head_dim + first;
-    float *values = project(run, row, count, run->task->scratch->gemm);
+    float *values = run->task->scratch->gemm;
+    project(run, row, count, values, count);
     const float scale = cpu->config->value_scale;
     for (size_t t = 0; t < cpu->step->rows; t++) {
         float *v = values + t * count;

@@ -4,6 +4,16 @@
 #include "cpu/lanes/avx2.h"
 #include "cpu/lanes/codes_x86.h"
 
+typedef struct weights {
+    ints w, magnitude; /* the latter of Q8 only */
+} weights;
+
+static ALWAYS_INLINE weights codes_load(const uint8_t *p, size_t g)
+{
+    const ints w = codes_operand(p, g);
+    return (weights){w, w};
+}
+
 /* Stops the compiler from turning a sum into a tree, whose terms would not fit the registers. */
 static ALWAYS_INLINE ints keep_in_order(ints sum)
 {
@@ -19,9 +29,9 @@ static ALWAYS_INLINE ints codes_start(int32_t s)
     return _mm256_mullo_epi16(_mm256_set1_epi32(s), keep_in_order(_mm256_set1_epi16(-12)));
 }
 
-static ALWAYS_INLINE ints codes_add(ints sum, ints w, ints x)
+static ALWAYS_INLINE ints codes_add(ints sum, weights w, ints x)
 {
-    return keep_in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)));
+    return keep_in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w.w, x)));
 }
 
 static ALWAYS_INLINE f8 codes_finish(ints sum)
@@ -29,14 +39,10 @@ static ALWAYS_INLINE f8 codes_finish(ints sum)
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
 }
 
-typedef struct bytes32 {
-    ints w, magnitude;
-} bytes32;
-
-static ALWAYS_INLINE bytes32 bytes_load(const uint8_t *p)
+static ALWAYS_INLINE weights bytes_load(const uint8_t *p, size_t g)
 {
-    const ints w = _mm256_loadu_si256((const __m256i *)p);
-    return (bytes32){w, _mm256_abs_epi8(w)};
+    const ints w = _mm256_loadu_si256((const __m256i *)(p + 32 * g));
+    return (weights){w, _mm256_abs_epi8(w)};
 }
 
 static ALWAYS_INLINE ints bytes_start(int32_t s)
@@ -47,7 +53,7 @@ static ALWAYS_INLINE ints bytes_start(int32_t s)
 
 /* |w| times q with w's sign: 2 * 127 * 127 fits 16 bits, but only just, so every product is widened before it is added.
  */
-static ALWAYS_INLINE ints bytes_add(ints sum, bytes32 w, ints x)
+static ALWAYS_INLINE ints bytes_add(ints sum, weights w, ints x)
 {
     const ints pairs = _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(x, w.w));
     return keep_in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));

@@ -1,5 +1,5 @@
-/* What the integer gemms of AVX2, AVX-VNNI and AVX-512 share: unsigned operands, 32 of them in a register. Include after the
- * lanes. */
+/* What the integer gemms of AVX2, AVX-VNNI and AVX-512 share: unsigned operands, 32 of them in a register. Include
+ * after the lanes. */
 #ifndef MIMO_CPU_LANES_CODES_X86_H
 #define MIMO_CPU_LANES_CODES_X86_H
 
@@ -12,14 +12,14 @@ static ALWAYS_INLINE ints ints_broadcast(const int8_t *q)
     return _mm256_set1_epi32(four);
 }
 
-/* Codes become 12 + twice their value: 0 .. 24. */
-static ALWAYS_INLINE void codes_load(const uint8_t *p, ints *low, ints *high)
+/* Codes become 12 + twice their value: 0 .. 24. Even g are low nibbles, odd g high ones. */
+static ALWAYS_INLINE ints codes_operand(const uint8_t *p, size_t g)
 {
     const __m256i table =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-    const __m256i nibble = _mm256_set1_epi8(15), codes = _mm256_loadu_si256((const __m256i *)p);
-    *low = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, nibble));
-    *high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble));
+    const __m256i codes = _mm256_loadu_si256((const __m256i *)(p + g / 2 * 32));
+    const __m256i moved = g % 2 == 0 ? codes : _mm256_srli_epi16(codes, 4);
+    return _mm256_shuffle_epi8(table, _mm256_and_si256(moved, _mm256_set1_epi8(15)));
 }
 
 #endif

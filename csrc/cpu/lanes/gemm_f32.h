@@ -95,25 +95,25 @@ static ALWAYS_INLINE void body_mxfp4(const tile *c, size_t T, size_t O)
 void MIMO_KERNEL(gemm_f32_f32)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets,
                                const mimo_act *x, const uint16_t *rows, size_t T)
 {
-    tile_run(body_f32, 4, 2, y, ldy, w, octet, octets, x, rows, T);
+    tile_run(body_f32, 4, y, ldy, w, octet, octets, x, rows, T);
 }
 
 void MIMO_KERNEL(gemm_f32_bf16)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets,
                                 const mimo_act *x, const uint16_t *rows, size_t T)
 {
-    tile_run(body_bf16, 4, 2, y, ldy, w, octet, octets, x, rows, T);
+    tile_run(body_bf16, 4, y, ldy, w, octet, octets, x, rows, T);
 }
 
 void MIMO_KERNEL(gemm_f32_fp8)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets,
                                const mimo_act *x, const uint16_t *rows, size_t T)
 {
-    tile_run(body_fp8, 4, 2, y, ldy, w, octet, octets, x, rows, T);
+    tile_run(body_fp8, 4, y, ldy, w, octet, octets, x, rows, T);
 }
 
 void MIMO_KERNEL(gemm_f32_mxfp4)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets,
                                  const mimo_act *x, const uint16_t *rows, size_t T)
 {
-    tile_run(body_mxfp4, 4, 2, y, ldy, w, octet, octets, x, rows, T);
+    tile_run(body_mxfp4, 4, y, ldy, w, octet, octets, x, rows, T);
 }
 
 #undef EACH_PRODUCT

@@ -3,13 +3,13 @@
  * instructions:
  *
  *   ints                           32 bytes of operands, or the sums made of them
+ *   weights                        the same of weights, with what one unpacking finds out about them
  *   ints_broadcast(q)              four int8, for every row of w
- *   codes_load(p, &low, &high)     32 bytes of MXFP4 codes as operands: k = 0..3 and k = 4..7
+ *   codes_load(p, g)               MXFP4 codes of k = 4*g .. 4*g + 3 of the block that begins at p
  *   codes_start(s)                 sums of one block of codes begin here; s: mimo_act's sums of the block
  *   codes_add(sum, w, x)           four products added in each row
  *   codes_finish(sum)              the eight dot products, as floats
- *   bytes32, bytes_load(p)         32 bytes of Q8 as operands
- *   bytes_start, _add, _finish     the same for Q8 */
+ *   bytes_load, _start, ...        the same for Q8 */
 #include "cpu/lanes/tile.h"
 
 typedef struct row_pointers {
@@ -36,43 +36,28 @@ static ALWAYS_INLINE void tile_end(const tile *c, f8 acc[TILE_OCTETS][TILE_ROWS]
             f8_store(c->y[t] + 8 * o, acc[o][t]);
 }
 
-static ALWAYS_INLINE void body_mxfp4(const tile *c, size_t T, size_t O)
+/* A packing of weights; all constant once inlined. */
+typedef struct packing {
+    size_t block_bytes;
+    weights (*load)(const uint8_t *p, size_t g);
+    ints (*start)(int32_t s);
+    ints (*add)(ints sum, weights w, ints x);
+    f8 (*finish)(ints sum);
+    f8 (*scale)(const uint8_t *scales, size_t block);
+} packing;
+
+/* Half the block scale, since operands are doubled; exact for every code, subnormal or not. */
+static ALWAYS_INLINE f8 codes_scale(const uint8_t *scales, size_t block)
 {
-    row_pointers x[TILE_ROWS];
-    f8 acc[TILE_OCTETS][TILE_ROWS];
-    tile_begin(c, x, acc, T, O);
-    for (size_t b = 0; b < c->x->K / 32; b++) {
-        ints sum[TILE_OCTETS][TILE_ROWS];
-        for (size_t t = 0; t < T; t++) {
-            const ints start = codes_start(x[t].s[b]);
-            for (size_t o = 0; o < O; o++)
-                sum[o][t] = start;
-        }
-        tile_fetch(c, b);
-#pragma GCC unroll 4
-        for (size_t i = 0; i < 4; i++) {
-            ints low[TILE_OCTETS], high[TILE_OCTETS];
-            for (size_t o = 0; o < O; o++)
-                codes_load(c->data + o * c->data_bytes + b * 128 + i * 32, &low[o], &high[o]);
-            for (size_t t = 0; t < T; t++) {
-                const ints x0 = ints_broadcast(x[t].q + 8 * i), x1 = ints_broadcast(x[t].q + 8 * i + 4);
-                for (size_t o = 0; o < O; o++)
-                    sum[o][t] = codes_add(codes_add(sum[o][t], low[o], x0), high[o], x1);
-            }
-        }
-        for (size_t t = 0; t < T; t++)
-            x[t].q += 32;
-        for (size_t o = 0; o < O; o++) {
-            /* Half the block scale, since operands are doubled; exact for every code, subnormal or not. */
-            const f8 dw = f8_mul(f8_load_e8m0(c->scales + o * c->scale_bytes + b * 8), f8_set(0.5f));
-            for (size_t t = 0; t < T; t++)
-                acc[o][t] = f8_fma(f8_mul(dw, f8_set(x[t].d[b])), codes_finish(sum[o][t]), acc[o][t]);
-        }
-    }
-    tile_end(c, acc, T, O);
+    return f8_mul(f8_load_e8m0(scales + block * 8), f8_set(0.5f));
 }
 
-static ALWAYS_INLINE void body_q8(const tile *c, size_t T, size_t O)
+static ALWAYS_INLINE f8 bytes_scale(const uint8_t *scales, size_t block)
+{
+    return f8_load_bf16((const uint16_t *)(const void *)scales + block * 8);
+}
+
+static ALWAYS_INLINE void body(const tile *c, size_t T, size_t O, packing p)
 {
     row_pointers x[TILE_ROWS];
     f8 acc[TILE_OCTETS][TILE_ROWS];
@@ -80,41 +65,51 @@ static ALWAYS_INLINE void body_q8(const tile *c, size_t T, size_t O)
     for (size_t b = 0; b < c->x->K / 32; b++) {
         ints sum[TILE_OCTETS][TILE_ROWS];
         for (size_t t = 0; t < T; t++) {
-            const ints start = bytes_start(x[t].s[b]);
+            const ints start = p.start(x[t].s[b]);
             for (size_t o = 0; o < O; o++)
                 sum[o][t] = start;
         }
         tile_fetch(c, b);
 #pragma GCC unroll 8
         for (size_t g = 0; g < 8; g++) {
-            bytes32 w[TILE_OCTETS];
+            weights w[TILE_OCTETS];
             for (size_t o = 0; o < O; o++)
-                w[o] = bytes_load(c->data + o * c->data_bytes + b * 256 + g * 32);
+                w[o] = p.load(c->data + o * c->data_bytes + b * p.block_bytes, g);
             for (size_t t = 0; t < T; t++) {
-                const ints x0 = ints_broadcast(x[t].q + 4 * g);
+                const ints four = ints_broadcast(x[t].q + 4 * g);
                 for (size_t o = 0; o < O; o++)
-                    sum[o][t] = bytes_add(sum[o][t], w[o], x0);
+                    sum[o][t] = p.add(sum[o][t], w[o], four);
             }
         }
         for (size_t t = 0; t < T; t++)
             x[t].q += 32;
         for (size_t o = 0; o < O; o++) {
-            const f8 dw = f8_load_bf16((const uint16_t *)(c->scales + o * c->scale_bytes) + b * 8);
+            const f8 dw = p.scale(c->scales + o * c->scale_bytes, b);
             for (size_t t = 0; t < T; t++)
-                acc[o][t] = f8_fma(f8_mul(dw, f8_set(x[t].d[b])), bytes_finish(sum[o][t]), acc[o][t]);
+                acc[o][t] = f8_fma(f8_mul(dw, f8_set(x[t].d[b])), p.finish(sum[o][t]), acc[o][t]);
         }
     }
     tile_end(c, acc, T, O);
 }
 
+static ALWAYS_INLINE void body_mxfp4(const tile *c, size_t T, size_t O)
+{
+    body(c, T, O, (packing){128, codes_load, codes_start, codes_add, codes_finish, codes_scale});
+}
+
+static ALWAYS_INLINE void body_q8(const tile *c, size_t T, size_t O)
+{
+    body(c, T, O, (packing){256, bytes_load, bytes_start, bytes_add, bytes_finish, bytes_scale});
+}
+
 void MIMO_KERNEL(gemm_q8_mxfp4)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets,
                                 const mimo_act *x, const uint16_t *rows, size_t T)
 {
-    tile_run(body_mxfp4, 2, 2, y, ldy, w, octet, octets, x, rows, T);
+    tile_run(body_mxfp4, 2, y, ldy, w, octet, octets, x, rows, T);
 }
 
 void MIMO_KERNEL(gemm_q8_q8)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
                              const uint16_t *rows, size_t T)
 {
-    tile_run(body_q8, 2, 2, y, ldy, w, octet, octets, x, rows, T);
+    tile_run(body_q8, 2, y, ldy, w, octet, octets, x, rows, T);
 }

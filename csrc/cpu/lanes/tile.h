@@ -8,7 +8,7 @@
 #include "cpu/kernels.h"
 
 /* How far ahead of its use data is asked for: enough for the latency of memory at a core's share of its bandwidth. */
-enum { TILE_ROWS = 4, TILE_OCTETS = 4, TILE_AHEAD_BYTES = 4096 };
+enum { TILE_ROWS = 6, TILE_OCTETS = 4, TILE_AHEAD_BYTES = 4096 };
 
 typedef struct tile {
     const mimo_act *x;
@@ -21,7 +21,7 @@ typedef struct tile {
     const uint8_t *end;             /* of the data of this call; nothing beyond is prefetched */
 } tile;
 
-/* T rows (1..4) times O octets; both are constants once inlined. */
+/* T rows (1 .. TILE_ROWS) times O octets; both are constants once inlined. */
 typedef void tile_body(const tile *c, size_t T, size_t O);
 
 static ALWAYS_INLINE void fetch_lines(const uint8_t *from, size_t bytes)
@@ -38,34 +38,45 @@ static ALWAYS_INLINE void tile_fetch(const tile *c, size_t block)
         fetch_lines(from, c->fetch_step);
 }
 
+static ALWAYS_INLINE void tile_run_body(tile_body *body, const tile *c, size_t n, size_t O)
+{
+    if (n == 6)
+        body(c, 6, O);
+    else if (n == 5)
+        body(c, 5, O);
+    else if (n == 4)
+        body(c, 4, O);
+    else if (n == 3)
+        body(c, 3, O);
+    else if (n == 2)
+        body(c, 2, O);
+    else
+        body(c, 1, O);
+}
+
+/* All T rows against O octets. Five rows times two octets are the most whose sums all stay in 16 registers; six are
+ * still better than twice three. */
 static ALWAYS_INLINE void tile_run_rows(tile_body *body, tile *c, float *y, size_t ldy, const uint16_t *rows, size_t T,
                                         size_t O)
 {
-    const size_t now = O * c->data_bytes, tiles = mimo_ceil_div(T, TILE_ROWS), blocks = mimo_ceil_div(c->x->K, 32);
+    const size_t tiles = mimo_max((T + 3) / 5, 1); /* as many as the loop makes */
+    const size_t now = O * c->data_bytes, blocks = mimo_ceil_div(c->x->K, 32);
     c->fetch = c->data + mimo_max(now, TILE_AHEAD_BYTES);
     c->fetch_step = mimo_round_up(mimo_ceil_div(now, tiles * blocks), 64);
-    for (size_t t = 0; t < T; t += TILE_ROWS) {
-        const size_t n = mimo_min(T - t, TILE_ROWS);
-        for (size_t i = 0; i < n; i++) {
-            c->row[i] = rows != NULL ? rows[t + i] : t + i;
-            c->y[i] = y + (t + i) * ldy;
+    for (size_t t = 0; t < T;) {
+        const size_t left = T - t, n = left <= TILE_ROWS ? left : left < 9 ? 4 : 5;
+        for (size_t i = 0; i < n; i++, t++) {
+            c->row[i] = rows != NULL ? rows[t] : t;
+            c->y[i] = y + t * ldy;
         }
-        if (n == 4)
-            body(c, 4, O);
-        else if (n == 3)
-            body(c, 3, O);
-        else if (n == 2)
-            body(c, 2, O);
-        else
-            body(c, 1, O);
+        tile_run_body(body, c, n, O);
         c->fetch += blocks * c->fetch_step;
     }
 }
 
-/* `wide` octets at a time for a single row, `narrow` for more; single octets at the end. */
-static ALWAYS_INLINE void tile_run(tile_body *body, size_t wide, size_t narrow, float *y, size_t ldy,
-                                   const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
-                                   const uint16_t *rows, size_t T)
+/* `wide` octets at a time for a single row, two for more; single octets at the end. */
+static ALWAYS_INLINE void tile_run(tile_body *body, size_t wide, float *y, size_t ldy, const mimo_panel *w,
+                                   size_t octet, size_t octets, const mimo_act *x, const uint16_t *rows, size_t T)
 {
     tile c = {.x = x};
     c.data_bytes = mimo_panel_octet_bytes(w->packing, w->cols);
@@ -74,7 +85,7 @@ static ALWAYS_INLINE void tile_run(tile_body *body, size_t wide, size_t narrow, 
     c.scales = w->scales + octet * c.scale_bytes;
     c.end = c.data + octets * c.data_bytes;
     fetch_lines(c.data, mimo_min(TILE_AHEAD_BYTES, octets * c.data_bytes));
-    const size_t most = T == 1 ? wide : narrow;
+    const size_t most = T == 1 ? wide : 2;
     for (size_t done = 0; done < octets;) {
         const size_t n = octets - done >= most ? most : 1;
         if (n == 1)
@@ -82,7 +93,7 @@ static ALWAYS_INLINE void tile_run(tile_body *body, size_t wide, size_t narrow, 
         else if (T == 1)
             tile_run_rows(body, &c, y, ldy, rows, 1, wide);
         else
-            tile_run_rows(body, &c, y, ldy, rows, T, narrow);
+            tile_run_rows(body, &c, y, ldy, rows, T, 2);
         done += n;
         y += 8 * n;
         c.data += n * c.data_bytes;

@@ -10,12 +10,19 @@ static ALWAYS_INLINE ints start_from(int32_t s, int16_t offset)
     return _mm256_madd_epi16(_mm256_set1_epi32(s), _mm256_set1_epi16((int16_t)-offset));
 }
 
+typedef ints weights;
+
+static ALWAYS_INLINE weights codes_load(const uint8_t *p, size_t g)
+{
+    return codes_operand(p, g);
+}
+
 static ALWAYS_INLINE ints codes_start(int32_t s)
 {
     return start_from(s, 12);
 }
 
-static ALWAYS_INLINE ints codes_add(ints sum, ints w, ints x)
+static ALWAYS_INLINE ints codes_add(ints sum, weights w, ints x)
 {
     return DPBUSD(sum, w, x);
 }
@@ -25,11 +32,9 @@ static ALWAYS_INLINE f8 codes_finish(ints sum)
     return _mm256_cvtepi32_ps(sum);
 }
 
-typedef ints bytes32;
-
-static ALWAYS_INLINE bytes32 bytes_load(const uint8_t *p)
+static ALWAYS_INLINE weights bytes_load(const uint8_t *p, size_t g)
 {
-    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8(-128));
+    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(p + 32 * g)), _mm256_set1_epi8(-128));
 }
 
 static ALWAYS_INLINE ints bytes_start(int32_t s)
@@ -37,7 +42,7 @@ static ALWAYS_INLINE ints bytes_start(int32_t s)
     return start_from(s, 128);
 }
 
-static ALWAYS_INLINE ints bytes_add(ints sum, bytes32 w, ints x)
+static ALWAYS_INLINE ints bytes_add(ints sum, weights w, ints x)
 {
     return DPBUSD(sum, w, x);
 }

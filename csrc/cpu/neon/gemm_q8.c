@@ -15,6 +15,8 @@ static ALWAYS_INLINE ints ints_broadcast(const int8_t *q)
     return (ints){all, all};
 }
 
+typedef ints weights;
+
 /* Zero: the sums of q are not needed. */
 static ALWAYS_INLINE ints codes_start(int32_t s)
 {
@@ -22,7 +24,7 @@ static ALWAYS_INLINE ints codes_start(int32_t s)
     return (ints){vdupq_n_s8(0), vdupq_n_s8(0)};
 }
 
-static ALWAYS_INLINE ints codes_add(ints sum, ints w, ints x)
+static ALWAYS_INLINE ints codes_add(ints sum, weights w, ints x)
 {
     return (ints){vreinterpretq_s8_s32(vdotq_s32(vreinterpretq_s32_s8(sum.a), w.a, x.a)),
                   vreinterpretq_s8_s32(vdotq_s32(vreinterpretq_s32_s8(sum.b), w.b, x.b))};
@@ -33,21 +35,21 @@ static ALWAYS_INLINE f8 codes_finish(ints sum)
     return (f8){vcvtq_f32_s32(vreinterpretq_s32_s8(sum.a)), vcvtq_f32_s32(vreinterpretq_s32_s8(sum.b))};
 }
 
-/* Codes become twice their value: -12 .. 12. */
-static ALWAYS_INLINE void codes_load(const uint8_t *p, ints *low, ints *high)
+/* Codes become twice their value: -12 .. 12. Even g are low nibbles, odd g high ones. */
+static ALWAYS_INLINE weights codes_load(const uint8_t *p, size_t g)
 {
     static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     const int8x16_t table = vld1q_s8(doubled);
-    const uint8x16_t a = vld1q_u8(p), b = vld1q_u8(p + 16), nibble = vdupq_n_u8(15);
-    *low = (ints){vqtbl1q_s8(table, vandq_u8(a, nibble)), vqtbl1q_s8(table, vandq_u8(b, nibble))};
-    *high = (ints){vqtbl1q_s8(table, vshrq_n_u8(a, 4)), vqtbl1q_s8(table, vshrq_n_u8(b, 4))};
+    const uint8x16_t a = vld1q_u8(p + g / 2 * 32), b = vld1q_u8(p + g / 2 * 32 + 16), nibble = vdupq_n_u8(15);
+    if (g % 2 == 0)
+        return (weights){vqtbl1q_s8(table, vandq_u8(a, nibble)), vqtbl1q_s8(table, vandq_u8(b, nibble))};
+    return (weights){vqtbl1q_s8(table, vshrq_n_u8(a, 4)), vqtbl1q_s8(table, vshrq_n_u8(b, 4))};
 }
 
-typedef ints bytes32;
-
-static ALWAYS_INLINE bytes32 bytes_load(const uint8_t *p)
+static ALWAYS_INLINE weights bytes_load(const uint8_t *p, size_t g)
 {
-    return (bytes32){vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))};
+    const int8_t *q = (const int8_t *)p + 32 * g;
+    return (weights){vld1q_s8(q), vld1q_s8(q + 16)};
 }
 
 static ALWAYS_INLINE ints bytes_start(int32_t s)
@@ -55,7 +57,7 @@ static ALWAYS_INLINE ints bytes_start(int32_t s)
     return codes_start(s);
 }
 
-static ALWAYS_INLINE ints bytes_add(ints sum, bytes32 w, ints x)
+static ALWAYS_INLINE ints bytes_add(ints sum, weights w, ints x)
 {
     return codes_add(sum, w, x);
 }
