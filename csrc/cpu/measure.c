@@ -133,6 +133,24 @@ __attribute__((target("avx512f,avx512bw,avx512vnni"))) static uint32_t multiply_
     return (uint32_t)_mm_cvtsi128_si32(_mm512_castsi512_si128(sum[0]));
 }
 
+#if MIMO_HAVE_AVXVNNI
+__attribute__((target("avx2,avxvnni"))) static uint32_t multiply_avxvnni(uint32_t seed)
+{
+    __m256i sum[CHAINS], weights = _mm256_set1_epi8((char)seed), rows = _mm256_set1_epi8((char)(seed + 1));
+    for (size_t j = 0; j < CHAINS; j++)
+        sum[j] = _mm256_setzero_si256();
+    for (size_t i = 0; i < MULTIPLY_TURNS; i++) {
+        for (size_t j = 0; j < CHAINS; j++) {
+            __asm__ volatile("" : "+x"(rows));
+            sum[j] = _mm256_dpbusd_avx_epi32(sum[j], weights, rows);
+        }
+    }
+    for (size_t j = 1; j < CHAINS; j++)
+        sum[0] = _mm256_add_epi32(sum[0], sum[j]);
+    return (uint32_t)_mm256_extract_epi32(sum[0], 0);
+}
+#endif
+
 #elif defined(__aarch64__)
 
 __attribute__((target("arch=armv8.2-a+dotprod"))) static uint32_t multiply_neon(uint32_t seed)
@@ -169,6 +187,12 @@ static multiply_fn *best_multiply(uint64_t *width)
         *width = 64;
         return multiply_avx512;
     }
+#if MIMO_HAVE_AVXVNNI
+    if (runs("avxvnni")) {
+        *width = 32;
+        return multiply_avxvnni;
+    }
+#endif
     if (runs("avx2")) {
         *width = 32;
         return multiply_avx2;

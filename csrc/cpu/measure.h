@@ -13,8 +13,8 @@ MIMO_MUST_CHECK mimo_status mimo_measure_read_bandwidth(double *out, size_t byte
                                                         mimo_error *err);
 
 /* Products of 8-bit integers per second that `threads` workers multiply and add in registers in `seconds`, with the
- * best instructions that kernels have here (AVX-512 VNNI, AVX2 maddubs, NEON dot product); MIMO_ERR_UNSUPPORTED
- * without any of them. */
+ * best instructions that kernels have here (AVX-512 VNNI, AVX-VNNI, AVX2 maddubs, NEON dot product);
+ * MIMO_ERR_UNSUPPORTED without any of them. */
 MIMO_MUST_CHECK mimo_status mimo_measure_int8_peak(double *out, size_t threads, double seconds, mimo_error *err);
 
 #endif
