@@ -23,6 +23,7 @@ typedef struct mimo_cpu_layer {
     const float *q_norm, *k_norm;           /* [D] or NULL */
     const float *router_bias;               /* [E] */
     mimo_panel qkv, out, router;
+    bool routes_alike;            /* the router is all zeros: it need not be read, and every row has the same experts */
     mimo_panel *gate, *up, *down; /* [mlps] */
 } mimo_cpu_layer;
 
@@ -139,8 +140,11 @@ void mimo_cpu_qkv(const mimo_task *task);
 void mimo_cpu_attention(const mimo_task *task);
 void mimo_cpu_out_proj(const mimo_task *task);
 void mimo_cpu_route(const mimo_task *task);
-/* The part of route that one worker does when all rows have their router logits. */
+/* The part of route that one worker does when all rows have their router logits: or, in a layer whose routes are alike,
+ * before the operation, after which nobody then waits. */
 void mimo_cpu_route_end(mimo_cpu *cpu, const mimo_op *op);
+/* Finds the layers whose routes are alike; weights are loaded. */
+void mimo_cpu_mark_routes(mimo_cpu *cpu);
 void mimo_cpu_expert_up(const mimo_task *task);
 void mimo_cpu_expert_down(const mimo_task *task);
 void mimo_cpu_dense_up(const mimo_task *task);
@@ -153,6 +157,23 @@ void mimo_cpu_head(const mimo_task *task);
 void mimo_cpu_embed_token(const mimo_cpu *cpu, float *x, size_t token);
 /* Cosines and sines of row t, at its position. */
 void mimo_cpu_angles(const mimo_cpu *cpu, size_t t);
+/* The units of work that a worker takes, each known one before its turn so that its weights can be asked for: first the
+ * one of the worker's number, then the next free ones. */
+typedef struct mimo_claim {
+    mimo_worker *worker;
+    size_t unit, next;
+} mimo_claim;
+
+mimo_claim mimo_cpu_claim(const mimo_task *task);
+void mimo_cpu_claim_next(mimo_claim *claim, const mimo_task *task);
+/* Octets [octet, octet + octets) of a panel. */
+mimo_ahead mimo_cpu_ahead(const mimo_panel *panel, size_t octet, size_t octets);
+/* What this worker reads first in the operation after the task's. */
+mimo_ahead mimo_cpu_ahead_next_op(const mimo_task *task);
+/* Of one unit, of qkv and of expert_up (whose routes must be known). */
+mimo_ahead mimo_cpu_ahead_qkv(const mimo_cpu *cpu, uint32_t layer, size_t unit);
+mimo_ahead mimo_cpu_ahead_expert_up(const mimo_cpu *cpu, uint32_t layer, size_t unit);
+
 /* The kernel for `panel`, by its packing. */
 mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel);
 /* Rows as kernels read them, K wide. */

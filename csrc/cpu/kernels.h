@@ -13,6 +13,12 @@
 
 #include "cpu/panel.h"
 
+/* Weights that are read soon: octets of a panel. NULL data: nothing known. */
+typedef struct mimo_ahead {
+    const uint8_t *data, *scales;
+    size_t bytes; /* of data */
+} mimo_ahead;
+
 /* Activation rows [*, K], row-major. Exact kernels read f; fast kernels read q, d and s: x[k] ~ q[k] * d[k/32]. */
 typedef struct mimo_act {
     const float *f;
@@ -21,6 +27,7 @@ typedef struct mimo_act {
     const int32_t
         *s; /* [*, K/32] sums of q over its block, two int16: low half over k % 4 = 0, 1, high half over k % 4 = 2, 3 */
     size_t K;
+    mimo_ahead ahead; /* what the caller reads after this call: asked for on the way, without effect on any result */
 } mimo_act;
 
 /* y[t*ldy + 8*i + r] = sum_k w[8*(octet+i) + r, k] * x[rows[t], k]   for t < T, i < octets; rows NULL: row t.

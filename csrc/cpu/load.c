@@ -341,6 +341,7 @@ static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
         *err = l->error;
         return l->error.code;
     }
+    mimo_cpu_mark_routes(cpu);
     return MIMO_OK;
 }
 

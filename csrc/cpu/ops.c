@@ -13,6 +13,66 @@ mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel)
     return integer ? cpu->kernels->gemm_q8[panel->packing] : cpu->kernels->gemm_f32[panel->packing];
 }
 
+mimo_claim mimo_cpu_claim(const mimo_task *task)
+{
+    mimo_claim claim = {task->worker, task->worker->index, 0};
+    claim.next = task->cpu->threads + mimo_pool_take(task->worker);
+    return claim;
+}
+
+void mimo_cpu_claim_next(mimo_claim *claim, const mimo_task *task)
+{
+    claim->unit = claim->next;
+    claim->next = task->cpu->threads + mimo_pool_take(claim->worker);
+}
+
+mimo_ahead mimo_cpu_ahead(const mimo_panel *panel, size_t octet, size_t octets)
+{
+    const size_t all = mimo_panel_octets(panel), bytes = mimo_panel_octet_bytes(panel->packing, panel->cols);
+    if (octet >= all)
+        return (mimo_ahead){0};
+    const size_t scales = octet * mimo_panel_octet_scale_bytes(panel->packing, panel->cols);
+    return (mimo_ahead){.data = panel->data + octet * bytes,
+                        .scales = panel->scales != NULL ? panel->scales + scales : panel->data,
+                        .bytes = mimo_min(octets, all - octet) * bytes};
+}
+
+static mimo_ahead ahead_unit(const mimo_cpu *cpu, const mimo_panel *panel, size_t worker, size_t multiple)
+{
+    const size_t size = mimo_cpu_unit_octets(cpu, mimo_panel_octets(panel), multiple);
+    return mimo_cpu_ahead(panel, worker * size, size);
+}
+
+mimo_ahead mimo_cpu_ahead_next_op(const mimo_task *task)
+{
+    const mimo_cpu *cpu = task->cpu;
+    const mimo_op *op = task->op + 1, *end = cpu->plan.op + cpu->plan.count;
+    if (op < end && op->code == MIMO_OP_ATTENTION)
+        op++;
+    if (op >= end)
+        return (mimo_ahead){0};
+    const size_t worker = task->worker->index;
+    const mimo_cpu_layer *layer = op->layer == MIMO_NO_LAYER ? NULL : &cpu->layer[op->layer];
+    switch ((mimo_op_code)op->code) {
+    case MIMO_OP_QKV:
+        return mimo_cpu_ahead_qkv(cpu, op->layer, worker);
+    case MIMO_OP_OUT_PROJ:
+        return ahead_unit(cpu, &layer->out, worker, 1);
+    case MIMO_OP_ROUTE:
+        return layer->routes_alike ? (mimo_ahead){0} : mimo_cpu_ahead(&layer->router, worker, 1);
+    case MIMO_OP_EXPERT_DOWN:
+        return ahead_unit(cpu, &layer->down[cpu->routes.active[0]], worker, 1);
+    case MIMO_OP_DENSE_UP:
+        return ahead_unit(cpu, &layer->gate[0], worker, MIMO_MX_BLOCK / 8);
+    case MIMO_OP_DENSE_DOWN:
+        return ahead_unit(cpu, &layer->down[0], worker, 1);
+    case MIMO_OP_HEAD:
+        return ahead_unit(cpu, &cpu->head, worker, 1);
+    default:
+        return (mimo_ahead){0};
+    }
+}
+
 mimo_act mimo_cpu_act(const mimo_rows *rows, size_t K)
 {
     return (mimo_act){.f = rows->f, .q = rows->q, .d = rows->d, .s = rows->s, .K = K};
@@ -50,8 +110,8 @@ const mimo_rows *mimo_cpu_norm_rows(const mimo_task *task, const uint16_t *row, 
 
 size_t mimo_cpu_unit_octets(const mimo_cpu *cpu, size_t octets, size_t multiple)
 {
-    /* About twelve units a worker: few enough to cost nothing, enough to even out a slow worker. */
-    const size_t wanted = mimo_ceil_div(octets, 12 * cpu->threads);
+    /* About six units a worker: long enough runs for the memory's own prefetching, enough to even out a slow worker. */
+    const size_t wanted = mimo_ceil_div(octets, 6 * cpu->threads);
     const size_t most = MIMO_UNIT_OCTETS / multiple * multiple;
     return mimo_min(mimo_round_up(mimo_max(wanted, 1), multiple), most);
 }
@@ -116,10 +176,13 @@ void mimo_cpu_head(const mimo_task *task)
     if (step->outputs == 0)
         return;
     const mimo_rows *rows = mimo_cpu_norm_rows(task, step->output, step->outputs, cpu->norm);
-    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
     mimo_gemm *gemm = mimo_cpu_gemm(cpu, &cpu->head);
     const size_t octets = mimo_panel_octets(&cpu->head), size = mimo_cpu_unit_octets(cpu, octets, 1);
-    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;)
+    mimo_claim c = mimo_cpu_claim(task);
+    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
+        act.ahead = mimo_cpu_ahead(&cpu->head, size * c.next, size);
         gemm(step->logits + 8 * first, step->logits_stride, &cpu->head, first, mimo_min(size, octets - first), &act,
              NULL, step->outputs);
+    }
 }

@@ -15,6 +15,11 @@ typedef struct head_unit {
     uint32_t head, part, parts;
 } head_unit;
 
+/* Whole heads first, which are read in one piece; the last few are halved, so that workers end together. */
+typedef struct head_units {
+    uint32_t whole, parts, count;
+} head_units;
+
 /* Octets of a head that are rotated together: [low, low + octets) and [low + half, ...), where half is R/16 octets. */
 static uint32_t head_parts(const mimo_attention *a)
 {
@@ -22,19 +27,39 @@ static uint32_t head_parts(const mimo_attention *a)
     return even ? 2 : 1;
 }
 
+static head_units units_of(const mimo_cpu *cpu, uint32_t layer)
+{
+    const mimo_attention *a = mimo_layer_attention(cpu->config, layer);
+    const uint32_t heads = a->heads + 2 * a->kv_heads, parts = cpu->layer[layer].q_norm != NULL ? 1 : head_parts(a);
+    const uint32_t halved = (uint32_t)mimo_min(2 * cpu->threads, heads), whole = parts == 1 ? heads : heads - halved;
+    return (head_units){whole, parts, whole + parts * (heads - whole)};
+}
+
+static head_unit unit_at(const head_units *u, size_t unit)
+{
+    if (unit < u->whole)
+        return (head_unit){(uint32_t)unit, 0, 1};
+    const uint32_t rest = (uint32_t)unit - u->whole;
+    return (head_unit){u->whole + rest / u->parts, rest % u->parts, u->parts};
+}
+
 typedef struct qkv_run {
     const mimo_task *task;
     const mimo_attention *a;
     const mimo_panel *panel;
-    const mimo_act *act;
+    mimo_act *act;
+    mimo_ahead next; /* of the unit that follows */
     mimo_gemm *gemm;
     uint32_t layer;
     uint8_t kind;
 } qkv_run;
 
-/* Rows [row, row + count) of the matrix for all T rows of the step, to rows of `stride`. */
-static void project(const qkv_run *run, size_t row, size_t count, float *to, size_t stride)
+/* Rows [row, row + count) of the matrix for all T rows of the step, to rows of `stride`; `next` rows from next_row on
+ * are read after them, or the next unit if next is 0. */
+static void project(const qkv_run *run, size_t row, size_t count, float *to, size_t stride, size_t next_row,
+                    size_t next)
 {
+    run->act->ahead = next > 0 ? mimo_cpu_ahead(run->panel, next_row / 8, next / 8) : run->next;
     run->gemm(to, stride, run->panel, row / 8, count / 8, run->act, NULL, run->task->cpu->step->rows);
 }
 
@@ -49,13 +74,13 @@ static void store(const qkv_run *run, uint32_t head, size_t t, const float *valu
 }
 
 /* The rotated dims j in [first, first + m) and their partners j + R/2. */
-static void project_rotated(const qkv_run *run, uint32_t head, size_t first, size_t m)
+static void project_rotated(const qkv_run *run, uint32_t head, size_t first, size_t m, size_t rest_row, size_t rest)
 {
     const mimo_cpu *cpu = run->task->cpu;
     const size_t half = run->a->rotary_dim / 2, row = (size_t)head * run->a->head_dim;
     float *pairs = run->task->scratch->gemm; /* [T, 2 * m] */
-    project(run, row + first, m, pairs, 2 * m);
-    project(run, row + half + first, m, pairs + m, 2 * m);
+    project(run, row + first, m, pairs, 2 * m, row + half + first, m);
+    project(run, row + half + first, m, pairs + m, 2 * m, rest_row, rest);
     for (size_t t = 0; t < cpu->step->rows; t++, pairs += 2 * m) {
         cpu->kernels->rope(pairs, cpu->cos[run->kind] + t * half + first, cpu->sin[run->kind] + t * half + first,
                            2 * m);
@@ -69,12 +94,12 @@ static void project_plain(const qkv_run *run, uint32_t head, size_t first, size_
     if (count == 0)
         return;
     const float *values = run->task->scratch->gemm;
-    project(run, (size_t)head * run->a->head_dim + first, count, run->task->scratch->gemm, count);
+    project(run, (size_t)head * run->a->head_dim + first, count, run->task->scratch->gemm, count, 0, 0);
     for (size_t t = 0; t < run->task->cpu->step->rows; t++)
         store(run, head, t, values + t * count, first, count);
 }
 
-/* A head that is normed, or whose rotary pairs do not fall into octets: projected whole. */
+/* A head that is normed, rotated in pairs that do not fall into octets, or simply not halved. */
 static void project_whole(const qkv_run *run, uint32_t head)
 {
     const mimo_cpu *cpu = run->task->cpu;
@@ -82,7 +107,7 @@ static void project_whole(const qkv_run *run, uint32_t head)
     const mimo_cpu_layer *layer = &cpu->layer[run->layer];
     const float *norm = head < run->a->heads ? layer->q_norm : layer->k_norm;
     float *values = run->task->scratch->gemm;
-    project(run, (size_t)head * D, D, values, D);
+    project(run, (size_t)head * D, D, values, D, 0, 0);
     for (size_t t = 0; t < cpu->step->rows; t++) {
         if (norm != NULL)
             cpu->kernels->rms_norm(values + t * D, values + t * D, norm, D, cpu->config->norm_eps);
@@ -97,7 +122,7 @@ static void project_value(const qkv_run *run, uint32_t g, size_t first, size_t c
     const mimo_attention *a = run->a;
     const size_t row = (size_t)(a->heads + a->kv_heads) * a->head_dim + (size_t)g * a->v_head_dim + first;
     float *values = run->task->scratch->gemm;
-    project(run, row, count, values, count);
+    project(run, row, count, values, count, 0, 0);
     const float scale = cpu->config->value_scale;
     for (size_t t = 0; t < cpu->step->rows; t++) {
         float *v = values + t * count;
@@ -117,13 +142,14 @@ static void run_head_unit(const qkv_run *run, head_unit u)
         project_whole(run, u.head);
     } else {
         const size_t pairs = a->rotary_dim / 4, rest = (a->head_dim - a->rotary_dim) / 2;
+        const size_t plain_row = u.head * a->head_dim + a->rotary_dim + u.part * rest;
         if (pairs > 0)
-            project_rotated(run, u.head, u.part * pairs, pairs);
+            project_rotated(run, u.head, u.part * pairs, pairs, plain_row, rest);
         project_plain(run, u.head, a->rotary_dim + u.part * rest, rest);
     }
 }
 
-static qkv_run begin_qkv(const mimo_task *task, uint32_t layer, const mimo_act *act)
+static qkv_run begin_qkv(const mimo_task *task, uint32_t layer, mimo_act *act)
 {
     const mimo_cpu *cpu = task->cpu;
     const mimo_panel *panel = &cpu->layer[layer].qkv;
@@ -136,17 +162,31 @@ static qkv_run begin_qkv(const mimo_task *task, uint32_t layer, const mimo_act *
                      .kind = cpu->config->sliding[layer]};
 }
 
+mimo_ahead mimo_cpu_ahead_qkv(const mimo_cpu *cpu, uint32_t layer, size_t unit)
+{
+    const mimo_attention *a = mimo_layer_attention(cpu->config, layer);
+    const head_units units = units_of(cpu, layer);
+    const head_unit u = unit_at(&units, unit);
+    const size_t keys = a->heads + a->kv_heads;
+    const size_t row = u.head < keys
+                           ? u.head * a->head_dim + u.part * (a->rotary_dim / 4)
+                           : keys * a->head_dim + (u.head - keys) * a->v_head_dim + u.part * a->v_head_dim / u.parts;
+    return mimo_cpu_ahead(&cpu->layer[layer].qkv, row / 8, a->v_head_dim / 8);
+}
+
 void mimo_cpu_qkv(const mimo_task *task)
 {
     const mimo_cpu *cpu = task->cpu;
     const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
     const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, layer->attention_norm);
-    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
-    const qkv_run run = begin_qkv(task, task->op->layer, &act);
-    const uint32_t parts = layer->q_norm != NULL ? 1 : head_parts(run.a);
-    const size_t units = (size_t)parts * (run.a->heads + 2 * run.a->kv_heads);
-    for (size_t unit; (unit = mimo_pool_take(task->worker)) < units;)
-        run_head_unit(&run, (head_unit){(uint32_t)(unit / parts), (uint32_t)(unit % parts), parts});
+    mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    qkv_run run = begin_qkv(task, task->op->layer, &act);
+    const head_units units = units_of(cpu, task->op->layer);
+    for (mimo_claim c = mimo_cpu_claim(task); c.unit < units.count; mimo_cpu_claim_next(&c, task)) {
+        run.next =
+            c.next < units.count ? mimo_cpu_ahead_qkv(cpu, task->op->layer, c.next) : mimo_cpu_ahead_next_op(task);
+        run_head_unit(&run, unit_at(&units, c.unit));
+    }
 }
 
 /* A unit of a drafter's context is one head of keys or values. */
@@ -159,7 +199,7 @@ void mimo_cpu_draft_context(const mimo_task *task)
 {
     const mimo_cpu *cpu = task->cpu;
     const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, cpu->draft->fuse_norm);
-    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
     uint32_t layer = 0;
     for (size_t first = 0;;) { /* units of the layers before */
         const size_t unit = mimo_pool_take(task->worker);
@@ -390,11 +430,13 @@ void mimo_cpu_out_proj(const mimo_task *task)
 {
     const mimo_cpu *cpu = task->cpu;
     const mimo_panel *panel = &cpu->layer[task->op->layer].out;
-    const mimo_act act = mimo_cpu_act(&cpu->a, panel->cols);
+    mimo_act act = mimo_cpu_act(&cpu->a, panel->cols);
     mimo_gemm *gemm = mimo_cpu_gemm(cpu, panel);
     const size_t octets = mimo_panel_octets(panel), size = mimo_cpu_unit_octets(cpu, octets, 1);
-    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;) {
-        const size_t count = mimo_min(size, octets - first);
+    mimo_claim c = mimo_cpu_claim(task);
+    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
+        const size_t count = mimo_min(size, octets - first), next = size * c.next;
+        act.ahead = next < octets ? mimo_cpu_ahead(panel, next, size) : mimo_cpu_ahead_next_op(task);
         gemm(task->scratch->gemm, 8 * count, panel, first, count, &act, NULL, cpu->step->rows);
         mimo_cpu_add_residual(task, task->scratch->gemm, 8 * count, first, count, false);
     }

@@ -72,12 +72,38 @@ static void group_rows(mimo_cpu *cpu)
     r->first[0] = 0;
 }
 
+/* What a router of zeros says of every row. */
+static void choose_alike(mimo_cpu *cpu, const mimo_cpu_layer *layer)
+{
+    const size_t K = cpu->config->top_k;
+    memset(cpu->router_logits, 0, cpu->config->experts * sizeof(float));
+    choose_experts(cpu, layer, 0);
+    for (size_t t = 1; t < cpu->step->rows; t++) {
+        memcpy(cpu->routes.expert + t * K, cpu->routes.expert, K * sizeof *cpu->routes.expert);
+        memcpy(cpu->routes.weight + t * K, cpu->routes.weight, K * sizeof *cpu->routes.weight);
+    }
+}
+
 void mimo_cpu_route_end(mimo_cpu *cpu, const mimo_op *op)
 {
-    if (cpu->step->rows <= MIMO_LOCAL_ROWS)
+    const mimo_cpu_layer *layer = &cpu->layer[op->layer];
+    if (layer->routes_alike)
+        choose_alike(cpu, layer);
+    else if (cpu->step->rows <= MIMO_LOCAL_ROWS)
         for (size_t t = 0; t < cpu->step->rows; t++)
-            choose_experts(cpu, &cpu->layer[op->layer], t);
+            choose_experts(cpu, layer, t);
     group_rows(cpu);
+}
+
+void mimo_cpu_mark_routes(mimo_cpu *cpu)
+{
+    for (uint32_t i = 0; i < cpu->config->layers; i++) {
+        const mimo_panel *router = &cpu->layer[i].router;
+        const size_t bytes = mimo_panel_octets(router) * mimo_panel_octet_bytes(router->packing, router->cols);
+        cpu->layer[i].routes_alike = cpu->config->sparse[i];
+        for (size_t at = 0; at < bytes && cpu->layer[i].routes_alike; at++)
+            cpu->layer[i].routes_alike = router->data[at] == 0;
+    }
 }
 
 void mimo_cpu_route(const mimo_task *task)
@@ -86,6 +112,8 @@ void mimo_cpu_route(const mimo_task *task)
     const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
     const size_t T = cpu->step->rows;
     const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, T, layer->mlp_norm);
+    if (layer->routes_alike)
+        return;
     const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
     mimo_gemm *gemm = mimo_cpu_gemm(cpu, &layer->router);
     const size_t octets = mimo_panel_octets(&layer->router);
@@ -102,13 +130,16 @@ void mimo_cpu_route(const mimo_task *task)
 
 /* Gate and up projections of octets [octet, octet + octets) for n rows, SwiGLU, into rows slot[i] of u (slot NULL: row
  * i). */
-static void up_unit(const mimo_task *task, const mimo_panel *gate, const mimo_panel *up, const mimo_act *act,
+static void up_unit(const mimo_task *task, const mimo_panel *gate, const mimo_panel *up, mimo_act *act,
                     const uint16_t *row, const uint16_t *slot, size_t n, size_t octet, size_t octets)
 {
+    const mimo_ahead next = act->ahead;
+    act->ahead = mimo_cpu_ahead(up, octet, octets);
     const mimo_cpu *cpu = task->cpu;
     const size_t F = gate->rows, stride = 8 * octets, first = 8 * octet, count = mimo_min(stride, F - first);
     float *g = task->scratch->gemm, *u = g + n * stride;
     mimo_cpu_gemm(cpu, gate)(g, stride, gate, octet, octets, act, row, n);
+    act->ahead = next;
     mimo_cpu_gemm(cpu, up)(u, stride, up, octet, octets, act, row, n);
     cpu->kernels->swiglu(g, g, u, n * stride);
     for (size_t i = 0; i < n; i++) {
@@ -120,21 +151,45 @@ static void up_unit(const mimo_task *task, const mimo_panel *gate, const mimo_pa
 
 enum { BLOCK_OCTETS = MIMO_MX_BLOCK / 8 }; /* units of u are whole blocks, so that they can be quantised */
 
+/* An expert's rows in pieces of `size` octets. */
+typedef struct up_units {
+    size_t octets, size, blocks;
+} up_units;
+
+static up_units up_units_of(const mimo_cpu *cpu, const mimo_cpu_layer *layer)
+{
+    const size_t octets = mimo_panel_octets(&layer->gate[0]);
+    const size_t most = mimo_cpu_unit_octets(cpu, octets * cpu->routes.actives, BLOCK_OCTETS);
+    const size_t size = mimo_round_up(mimo_ceil_div(octets, mimo_ceil_div(octets, most)), BLOCK_OCTETS);
+    return (up_units){octets, size, mimo_ceil_div(octets, size)};
+}
+
+mimo_ahead mimo_cpu_ahead_expert_up(const mimo_cpu *cpu, uint32_t i, size_t unit)
+{
+    const mimo_cpu_layer *layer = &cpu->layer[i];
+    const up_units units = up_units_of(cpu, layer);
+    if (unit >= units.blocks * cpu->routes.actives)
+        return (mimo_ahead){0};
+    return mimo_cpu_ahead(&layer->gate[cpu->routes.active[unit / units.blocks]], unit % units.blocks * units.size,
+                          units.size);
+}
+
 void mimo_cpu_expert_up(const mimo_task *task)
 {
     const mimo_cpu *cpu = task->cpu;
     const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
     const mimo_routes *r = &cpu->routes;
     const mimo_rows *rows = cpu->step->rows <= MIMO_LOCAL_ROWS ? &task->scratch->local : &cpu->m;
-    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
-    const size_t octets = mimo_panel_octets(&layer->gate[0]);
-    const size_t size = mimo_cpu_unit_octets(cpu, octets * r->actives, BLOCK_OCTETS),
-                 blocks = mimo_ceil_div(octets, size);
-    for (size_t unit; (unit = mimo_pool_take(task->worker)) < blocks * r->actives;) {
-        const uint32_t e = r->active[unit / blocks], at = r->first[e];
-        const size_t first = unit % blocks * size;
+    mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    const up_units units = up_units_of(cpu, layer);
+    const size_t count = units.blocks * r->actives;
+    for (mimo_claim c = mimo_cpu_claim(task); c.unit < count; mimo_cpu_claim_next(&c, task)) {
+        const uint32_t e = r->active[c.unit / units.blocks], at = r->first[e];
+        const size_t first = c.unit % units.blocks * units.size;
+        act.ahead =
+            c.next < count ? mimo_cpu_ahead_expert_up(cpu, task->op->layer, c.next) : mimo_cpu_ahead_next_op(task);
         up_unit(task, &layer->gate[e], &layer->up[e], &act, r->row + at, r->slot + at, r->first[e + 1] - at, first,
-                mimo_min(size, octets - first));
+                mimo_min(units.size, units.octets - first));
     }
 }
 
@@ -143,14 +198,18 @@ void mimo_cpu_expert_down(const mimo_task *task)
     const mimo_cpu *cpu = task->cpu;
     const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
     const mimo_routes *r = &cpu->routes;
-    const mimo_act act = mimo_cpu_act(&cpu->u, layer->down[0].cols);
+    mimo_act act = mimo_cpu_act(&cpu->u, layer->down[0].cols);
     const size_t octets = mimo_panel_octets(&layer->down[0]), size = mimo_cpu_unit_octets(cpu, octets, 1);
     float *sum = task->scratch->sum, *y = task->scratch->gemm;
-    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;) {
-        const size_t count = mimo_min(size, octets - first), stride = 8 * count;
+    mimo_claim c = mimo_cpu_claim(task);
+    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
+        const size_t count = mimo_min(size, octets - first), stride = 8 * count, next = size * c.next;
         memset(sum, 0, cpu->step->rows * stride * sizeof(float));
         for (size_t i = 0; i < r->actives; i++) {
             const uint32_t e = r->active[i], at = r->first[e], n = r->first[e + 1] - at;
+            act.ahead = i + 1 < r->actives ? mimo_cpu_ahead(&layer->down[r->active[i + 1]], first, count)
+                        : next < octets    ? mimo_cpu_ahead(&layer->down[r->active[0]], next, size)
+                                           : mimo_cpu_ahead_next_op(task);
             mimo_cpu_gemm(cpu, &layer->down[e])(y, stride, &layer->down[e], first, count, &act, r->slot + at, n);
             for (uint32_t j = 0; j < n; j++) {
                 float *to = sum + r->row[at + j] * stride;
@@ -168,23 +227,29 @@ void mimo_cpu_dense_up(const mimo_task *task)
     const mimo_cpu *cpu = task->cpu;
     const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
     const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, layer->mlp_norm);
-    const mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
+    mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
     const size_t octets = mimo_panel_octets(&layer->gate[0]), size = mimo_cpu_unit_octets(cpu, octets, BLOCK_OCTETS);
-    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;)
+    mimo_claim c = mimo_cpu_claim(task);
+    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
+        const size_t next = size * c.next;
+        act.ahead = next < octets ? mimo_cpu_ahead(&layer->gate[0], next, size) : mimo_cpu_ahead_next_op(task);
         up_unit(task, &layer->gate[0], &layer->up[0], &act, NULL, NULL, cpu->step->rows, first,
                 mimo_min(size, octets - first));
+    }
 }
 
 void mimo_cpu_dense_down(const mimo_task *task)
 {
     const mimo_cpu *cpu = task->cpu;
     const mimo_panel *down = &cpu->layer[task->op->layer].down[0];
-    const mimo_act act = mimo_cpu_act(&cpu->u, down->cols);
+    mimo_act act = mimo_cpu_act(&cpu->u, down->cols);
     mimo_gemm *gemm = mimo_cpu_gemm(cpu, down);
     const size_t octets = mimo_panel_octets(down), size = mimo_cpu_unit_octets(cpu, octets, 1);
     float *y = task->scratch->gemm;
-    for (size_t first; (first = size * mimo_pool_take(task->worker)) < octets;) {
-        const size_t count = mimo_min(size, octets - first);
+    mimo_claim c = mimo_cpu_claim(task);
+    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
+        const size_t count = mimo_min(size, octets - first), next = size * c.next;
+        act.ahead = next < octets ? mimo_cpu_ahead(down, next, size) : mimo_cpu_ahead_next_op(task);
         gemm(y, 8 * count, down, first, count, &act, NULL, cpu->step->rows);
         mimo_cpu_add_residual(task, y, 8 * count, first, count, true);
     }

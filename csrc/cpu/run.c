@@ -9,12 +9,20 @@ typedef struct op_end {
     const mimo_op *op;
 } op_end;
 
+static bool is_route_known(const mimo_cpu *cpu, const mimo_op *op)
+{
+    return op->code == MIMO_OP_ROUTE && cpu->layer[op->layer].routes_alike;
+}
+
 /* Run by the last worker that is done with an operation, before any goes on. */
 static void end_op(void *context)
 {
     const op_end *end = context;
+    const mimo_op *next = end->op + 1;
     if (end->op->code == MIMO_OP_ROUTE)
         mimo_cpu_route_end(end->cpu, end->op);
+    else if (end->op->code == MIMO_OP_OUT_PROJ && is_route_known(end->cpu, next))
+        mimo_cpu_route_end(end->cpu, next);
     if (end->cpu->profiling)
         mimo_profile_count(end->cpu, end->op);
 }
@@ -80,15 +88,18 @@ static void run_tape(void *context, mimo_worker *worker)
         const mimo_op *op = &cpu->plan.op[i];
         const mimo_task task = {.cpu = cpu, .op = op, .worker = worker, .scratch = &cpu->scratch[worker->index]};
         op_end end = {cpu, op};
+        const bool meet = !is_route_known(cpu, op);
         if (!cpu->profiling) {
             run_op(&task);
-            mimo_pool_barrier(worker, end_op, &end);
+            if (meet)
+                mimo_pool_barrier(worker, end_op, &end);
             continue;
         }
         const uint64_t begin = mimo_profile_clock();
         run_op(&task);
         const uint64_t done = mimo_profile_clock();
-        mimo_pool_barrier(worker, end_op, &end);
+        if (meet)
+            mimo_pool_barrier(worker, end_op, &end);
         mimo_profile_op(cpu, op, worker->index, begin, done, mimo_profile_clock());
     }
     mimo_alloc_freeze(false);

@@ -63,7 +63,7 @@ static void compare_gemms(const mimo_kernels *ref, const mimo_kernels *kernels, 
 {
     static const uint16_t gathered[ROWS_MOST] = {3, 0, 8, 8, 1, 5, 7, 2, 4};
     const mimo_panel panel = {packing, 8 * OCTETS, K, data, scales};
-    const mimo_act x = {f, q, d, s, K};
+    const mimo_act x = {.f = f, .q = q, .d = d, .s = s, .K = K};
     fill_panel(packing);
     for (int fast = 0; fast < 2; fast++) {
         mimo_gemm *const a = fast ? ref->gemm_q8[packing] : ref->gemm_f32[packing];

@@ -8,7 +8,7 @@
 #include "cpu/kernels.h"
 
 /* How far ahead of its use data is asked for: enough for the latency of memory at a core's share of its bandwidth. */
-enum { TILE_ROWS = 6, TILE_OCTETS = 4, TILE_AHEAD_BYTES = 4096 };
+enum { TILE_ROWS = 6, TILE_OCTETS = 4, TILE_AHEAD_BYTES = 4096, TILE_AHEAD_SCALES = 256 };
 
 typedef struct tile {
     const mimo_act *x;
@@ -18,7 +18,8 @@ typedef struct tile {
     size_t data_bytes, scale_bytes; /* of one octet */
     const uint8_t *fetch;           /* what this tile is to prefetch: */
     size_t fetch_step;              /* bytes per block of 32 columns, a multiple of 64 */
-    const uint8_t *end;             /* of the data of this call; nothing beyond is prefetched */
+    const uint8_t *end;             /* of the data of this call; beyond lies, as it were, `next` */
+    const uint8_t *next, *next_end;
 } tile;
 
 /* T rows (1 .. TILE_ROWS) times O octets; both are constants once inlined. */
@@ -34,8 +35,12 @@ static ALWAYS_INLINE void fetch_lines(const uint8_t *from, size_t bytes)
 static ALWAYS_INLINE void tile_fetch(const tile *c, size_t block)
 {
     const uint8_t *from = c->fetch + block * c->fetch_step;
-    if (from < c->end)
-        fetch_lines(from, c->fetch_step);
+    if (from >= c->end) {
+        from = c->next + (from - c->end);
+        if (from >= c->next_end)
+            return;
+    }
+    fetch_lines(from, c->fetch_step);
 }
 
 static ALWAYS_INLINE void tile_run_body(tile_body *body, const tile *c, size_t n, size_t O)
@@ -84,7 +89,10 @@ static ALWAYS_INLINE void tile_run(tile_body *body, size_t wide, float *y, size_
     c.data = w->data + octet * c.data_bytes;
     c.scales = w->scales + octet * c.scale_bytes;
     c.end = c.data + octets * c.data_bytes;
+    c.next = x->ahead.data != NULL ? x->ahead.data : c.end;
+    c.next_end = c.next + x->ahead.bytes;
     fetch_lines(c.data, mimo_min(TILE_AHEAD_BYTES, octets * c.data_bytes));
+    fetch_lines(x->ahead.scales, mimo_min(TILE_AHEAD_SCALES, x->ahead.bytes));
     const size_t most = T == 1 ? wide : 2;
     for (size_t done = 0; done < octets;) {
         const size_t n = octets - done >= most ? most : 1;
