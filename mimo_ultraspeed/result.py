@@ -48,6 +48,8 @@ class Stats:
     accepted + 1), lookup (drafts that came from prompt lookup), draft_seconds and verify_seconds (of the whole engine step)."""
     speculative_decoding: Mapping[str, Any] | None = None
     """Acceptance of drafts under vLLM's names (`rounds.speculative_decoding`); None without drafting."""
+    finish_reason: str | None = None
+    """As in `Result`; None while the answer runs."""
 
     @property
     def time_to_first_token_ms(self) -> float:
@@ -73,6 +75,17 @@ class Stats:
         """Fields and derived values, ready for JSON."""
         derived = ("time_to_first_token_ms", "generation_time_ms", "queue_time_ms", "mean_itl_ms")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+
+    def as_(self, definition: str) -> float | None:
+        """Acceptance length as another project counts it: one of `rounds.DEFINITIONS`, whose texts say what and where ("vllm",
+        "sglang", "dflash", "deepspec", "specdec_bench", "radixark"; "mimo" is ours). None without drafting.
+        """
+        if self.rounds is None:
+            return None
+        from .rounds import Rounds, acceptance_length
+
+        answer = Rounds.of(self.rounds, completion_tokens=self.completion_tokens, finish_reason=self.finish_reason)
+        return acceptance_length([answer], definition)
 
     def line(self) -> str:
         """The figures most looked for, on one line."""

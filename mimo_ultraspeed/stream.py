@@ -186,6 +186,7 @@ class Stream:
             time_to_first_token=core["first_token_seconds"],
             tokens_per_second=after_first / seconds if after_first and seconds > 0 else 0.0,
             rounds=core["rounds"],
+            finish_reason=self._finish_reason,
             speculative_decoding=self._acceptance(core["rounds"], (self._options.width or core["block"]) - 1),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,3 +156,15 @@ def test_contradictions_are_told() -> None:
         Rounds.of(arrays | {"width": [8]}, completion_tokens=16)
     with pytest.raises(ValueError, match="found none of lookup"):
         Rounds.of({name: values for name, values in arrays.items() if name != "lookup"}, completion_tokens=16)
+
+
+def test_stats_converts_itself() -> None:
+    from mimo_ultraspeed.result import Stats
+
+    fields: dict[str, Any] = dict.fromkeys(("prompt_tokens", "cached_tokens", "steps"), 1)
+    fields |= dict.fromkeys(("queue_seconds", "prefill_seconds", "decode_seconds", "time_to_first_token", "tokens_per_second"), 0.0)
+    stats = Stats(**fields, completion_tokens=16, rounds=EOS_IN_BLOCK.arrays(), finish_reason="stop")
+    assert {name: stats.as_(name) for name in DEFINITIONS} == pytest.approx({name: EXPECTED[name][0] for name in DEFINITIONS})
+    assert Stats(**fields, completion_tokens=16).as_("vllm") is None
+    with pytest.raises(ValueError, match="found 'eagle'"):
+        stats.as_("eagle")
