@@ -175,6 +175,27 @@ def test_a_prompt_is_reused_after_refused_drafts(open_engine: OpenEngine) -> Non
             assert drain(job) == plain(engine, longer, 12)
 
 
+def test_a_cut_knows_what_refused_drafts_overwrote(open_engine: OpenEngine) -> None:
+    """In rings of 256 positions with windows of 8, all but 249 positions behind the last one written can be kept and used again."""
+    engine, other = open_engine(), open_engine(drafter=False)
+    cached = []
+    for back in range(236, 252):
+        ids = np.random.default_rng([9, back]).integers(0, V, 400).tolist()
+        want = plain(other, ids, 40)
+        end = next(at for at in range(5, 40) if want.index(want[at]) == at)
+        wrong = [(token + 1) % V for token in want]
+        job = engine.submit(ids, max_new_tokens=40, speculative=True, script=wrong, width=BLOCK, eos=[want[end]])
+        assert drain(job) == want[: end + 1]
+        kept = [*ids[: 400 + end - back], 1, 2, 3]
+        again = engine.submit(kept, max_new_tokens=4, logprobs=2)
+        expected = other.submit(kept, max_new_tokens=4, logprobs=2)
+        while (event := expected.next()) is not None:
+            found = again.next()
+            assert (found[0], found[2]) == (event[0], event[2]), back
+        cached.append(again.stats()["cached_tokens"] > 0)
+    assert cached[0] and not cached[-1]
+
+
 def check_drafts(engine: Any, ids: list[int], job: Any, **options: Any) -> int:
     """Every round's drafts are those of draft_logits behind its anchor, so its count of right ones is known; returns their sum."""
     text, said = list(ids), drain(job)
