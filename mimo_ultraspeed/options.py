@@ -25,7 +25,7 @@ MAX_ANSWERS = 64
 MAX_LOGPROBS = 20
 RULES = ("coupled", "rejection")
 """How drafts are verified."""
-LOOKUP_BY_DEFAULT = False
+LOOKUP_BY_DEFAULT = True
 FILE = "generation_config.json"
 
 
@@ -65,7 +65,7 @@ class GenerationArguments(TypedDict, total=False):
     """How drafts are verified: "coupled" (default: the answer is token for token that of speculative=False) or "rejection" (its law
     is, the tokens are not; for comparison with what is published)."""
     lookup: bool | None
-    """Also drafts what followed when prompt or answer last went as it goes now; works without a drafter too."""
+    """Also drafts what followed when prompt or answer last went as it goes now, with or without a drafter. Default: True."""
     argmax_drafts: bool | None
     """At a temperature, drafts are the drafter's likeliest tokens and not drawn with the noise of the answer. For comparison."""
     simulate_acceptance: float | None

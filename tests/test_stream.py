@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_pieces_add_up_to_the_result(tiny_model: mu.Model) -> None:
-    with tiny_model.stream(PROMPT, max_new_tokens=40, ignore_eos=True, temperature=1.0, seed=1, logprobs=2) as stream:
+    options = {"max_new_tokens": 40, "ignore_eos": True, "temperature": 1.0, "seed": 1, "logprobs": 2}
+    with tiny_model.stream(PROMPT, **options, speculative=False) as stream:  # type: ignore[arg-type]
         pieces = list(stream)
     result = stream.result
     assert "".join(piece.text for piece in pieces) == result.text == stream.text()
@@ -40,7 +42,7 @@ def test_pieces_add_up_to_the_result(tiny_model: mu.Model) -> None:
 
 
 def test_stats(tiny_model: mu.Model) -> None:
-    result = tiny_model.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+    result = tiny_model.generate(PROMPT, max_new_tokens=20, ignore_eos=True, speculative=False)
     stats = result.stats
     assert (stats.prompt_tokens, stats.completion_tokens, stats.steps) == (3, 20, 20)
     assert 0 < stats.time_to_first_token <= stats.queue_seconds + stats.prefill_seconds + stats.decode_seconds
@@ -48,6 +50,51 @@ def test_stats(tiny_model: mu.Model) -> None:
     told = stats.to_dict()
     assert told["completion_tokens"] == 20
     assert told["time_to_first_token_ms"] == pytest.approx(1e3 * stats.time_to_first_token)
+
+
+def test_drafts_change_the_steps_and_nothing_else(tiny_model: mu.Model) -> None:
+    call: dict[str, Any] = {
+        "max_new_tokens": 60,
+        "ignore_eos": True,
+        "temperature": 1.0,
+        "seed": 3,
+        "logprobs": 1,
+        "stop": "\x00\x01",
+    }
+    prompt = [7, 8, 9, 10] * 8
+    plain = tiny_model.generate(prompt, **call, speculative=False)
+    with tiny_model.stream(prompt, **call, simulate_acceptance=3.0) as stream:
+        pieces = list(stream)
+    result = stream.result
+    assert (result.token_ids, result.text, result.logprobs) == (plain.token_ids, plain.text, plain.logprobs)
+    assert result.finish_reason == plain.finish_reason
+    told = result.stats.speculative_decoding
+    assert plain.stats.rounds is None and plain.stats.speculative_decoding is None
+    assert told is not None and result.stats.rounds is not None
+    assert result.stats.steps < plain.stats.steps and "a round" in result.stats.line()
+    assert told["num_spec_tokens"] == 7 and told["mean_acceptance_length"] == pytest.approx(3.0, abs=0.2)
+    assert sum(told["acceptance_histogram"]) == told["num_spec_steps"]
+    assert sum(piece.accepted for piece in pieces) == told["num_accepted_draft_tokens"]
+    assert sum(piece.drafted for piece in pieces) == told["num_draft_tokens"] == sum(result.stats.rounds["drafted"])
+    looked_up = tiny_model.generate(prompt, **call, width=6, verify="coupled", lookup=True)
+    assert looked_up.token_ids == plain.token_ids
+    assert looked_up.stats.speculative_decoding is not None
+    assert looked_up.stats.speculative_decoding["num_spec_tokens"] == 5
+
+
+def test_drafts_options_out_of_range(tiny_model: mu.Model) -> None:
+    for options, message in (
+        ({"width": 9}, "width: expected at most the 8 tokens of a round, found 9"),
+        ({"width": 0}, "width: expected an integer of 1 or more, found 0"),
+        ({"verify": "typical"}, "verify: expected 'coupled' or 'rejection', found 'typical'"),
+        ({"simulate_acceptance": 8.5}, "simulate_acceptance: expected at most the 8 tokens of a round, found 8.5"),
+        ({"simulate_acceptance": 0.5}, "simulate_acceptance: expected a number of 1 or more, found 0.5"),
+        ({"simulate_acceptance": 2, "speculative": False}, "simulate_acceptance: it simulates speculative decoding"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny_model.stream(PROMPT, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="lookup: expected True or False, found 1"):
+        tiny_model.stream(PROMPT, lookup=1)  # type: ignore[arg-type]
 
 
 def test_text_continues_after_pieces_were_read(tiny_model: mu.Model) -> None:
@@ -214,6 +261,7 @@ def test_a_stop_string_in_the_middle_of_a_step(tiny_model: mu.Model) -> None:
     assert [bytes(piece.token_ids) for piece in pieces] == [b"abc", b"deX", b"Y"]
     assert (stream.result.text, stream.result.finish_reason, job.cancelled) == ("abcde", "stop", True)
     assert (stream.stats.completion_tokens, stream.stats.steps) == (7, 3)
+    assert [(piece.accepted, piece.drafted) for piece in pieces] == [(2, 7)] * 3
 
 
 def test_held_back_text_comes_with_the_last_step(tiny_model: mu.Model) -> None:

@@ -206,7 +206,7 @@ class _Session:
 
 
 def _answer_options(count: int) -> Any:
-    return {"max_new_tokens": count, "temperature": 0.0, "ignore_eos": True}
+    return {"max_new_tokens": count, "temperature": 0.0, "ignore_eos": True, "speculative": False}
 
 
 def _peak_bytes() -> int:

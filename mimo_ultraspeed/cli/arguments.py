@@ -65,8 +65,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_speculative(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speculative decoding (changes the speed, not the answer)")
     flag = argparse.BooleanOptionalAction
-    group.add_argument("--speculative", action=flag, default=None, help="verify drafts (default: if there is a drafter)")
-    group.add_argument("--lookup", action=flag, default=None, help="also draft what followed earlier in the prompt or answer")
+    group.add_argument(
+        "--speculative",
+        action=flag,
+        default=None,
+        help="decode with drafts (default: on)",
+    )
+    group.add_argument("--lookup", action=flag, default=None, help="draft what followed earlier in prompt or answer (default: on)")
     group.add_argument("--width", type=int, metavar="N", help="tokens of a round, the last known one included (default: what pays)")
     group.add_argument("--verify", choices=RULES, help="coupled (default) or rejection, which keeps the law of answers only")
     group.add_argument(

@@ -88,6 +88,27 @@ def test_decode(arguments: tuple[Any, Any, Any], precision: str, persistent: boo
 
 
 @pytest.mark.parametrize("persistent", [False, True])
+def test_decode_with_drafts(arguments: tuple[Any, Any, Any], persistent: bool) -> None:
+    engine = _probe.Engine(*arguments, threads=2)
+    engine.load()
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.0, "speculative": True, "lookup": True, "verify": "rejection"}
+
+    def answer(seed: int) -> list[int]:
+        job = engine.submit([seed, 2, 3, seed, 2], **options)
+        out: list[int] = []
+        while (event := job.next()) is not None:
+            out += event[0]
+        return out
+
+    want = answer(1)
+    for seed in range(2, 8):
+        answer(seed)
+    prompts = iter(range(10, 512))
+    assert sweep(lambda: answer(next(prompts)), persistent) >= 9
+    assert answer(1) == want
+
+
+@pytest.mark.parametrize("persistent", [False, True])
 def test_forward(arguments: tuple[Any, Any, Any], persistent: bool) -> None:
     engine = _probe.Engine(*arguments, threads=2)
     engine.load()
