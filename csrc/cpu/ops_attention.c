@@ -73,7 +73,8 @@ static void store(const qkv_run *run, uint32_t head, size_t t, const float *valu
         mimo_kv_write_key(cpu->step->kv[t], run->layer, head - a->heads, cpu->step->position[t], values, first, count);
 }
 
-/* The rotated dims j in [first, first + m) and their partners j + R/2. */
+/* The rotated dims j in [first, first + m) and their partners j + R/2; `rest` rows from rest_row on are read after
+ * them. */
 static void project_rotated(const qkv_run *run, uint32_t head, size_t first, size_t m, size_t rest_row, size_t rest)
 {
     const mimo_cpu *cpu = run->task->cpu;
