@@ -419,10 +419,10 @@ void mimo_cpu_attention(const mimo_task *task)
     while (few && heads > 1 && queries * mimo_ceil_div(group, heads) < MIMO_SPLIT_QUERIES * cpu->threads)
         heads = mimo_ceil_div(heads, 2);
     const size_t per_group = mimo_ceil_div(group, heads), units = queries * per_group;
+    /* Neighbouring units are of one key/value head: rows of one sequence find its keys in the first-level cache. */
     for (size_t unit; (unit = mimo_pool_take(task->worker)) < units;) {
-        const size_t t = unit / (a->kv_heads * per_group), rest = unit % (a->kv_heads * per_group);
-        const size_t first = rest % per_group * heads;
-        const query r = query_of(task, a, t, rest / per_group * group + first, mimo_min(heads, group - first));
+        const size_t t = unit % T, part = unit / T, first = part % per_group * heads;
+        const query r = query_of(task, a, t, part / per_group * group + first, mimo_min(heads, group - first));
         attend(&r);
     }
 }

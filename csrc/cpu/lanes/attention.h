@@ -1,12 +1,13 @@
 /* Attention of some query heads over one chunk of keys. Lanes are keys while scoring and value elements while adding;
- * up to four heads share every load of a key or a value. Include after the lanes and with MIMO_KERNEL(name) defined. */
+ * up to four heads share every load of a key or a value, and so many sums are made at a time that none waits for itself.
+ * Include after the lanes and with MIMO_KERNEL(name) defined. */
 #include "cpu/lanes/exp.h"
 
 #include "format/bf16.h"
 
 #include <math.h>
 
-enum { ATTEND_HEADS = 4, ATTEND_GROUPS = 2, CHUNK = 256 };
+enum { ATTEND_HEADS = 4, ATTEND_GROUPS = 4, CHUNK = 256 };
 
 typedef f8 load8(const void *array, size_t i);
 typedef float load1(const void *array, size_t i);
@@ -40,13 +41,13 @@ static ALWAYS_INLINE void score(load8 *load, float *p, const float *q, const voi
         for (size_t g = 0; g < G; g++)
             sum[h][g] = f8_set(0.0f);
     for (size_t d = 0; d < D; d++) {
-        f8 key[ATTEND_GROUPS];
-        for (size_t g = 0; g < G; g++)
-            key[g] = load(k, ((group + g) * D + d) * 8);
-        for (size_t h = 0; h < N; h++) {
-            const f8 x = f8_set(q[h * D + d]);
-            for (size_t g = 0; g < G; g++)
-                sum[h][g] = f8_fma(x, key[g], sum[h][g]);
+        f8 x[ATTEND_HEADS];
+        for (size_t h = 0; h < N; h++)
+            x[h] = f8_set(q[h * D + d]);
+        for (size_t g = 0; g < G; g++) {
+            const f8 key = load(k, ((group + g) * D + d) * 8);
+            for (size_t h = 0; h < N; h++)
+                sum[h][g] = f8_fma(x[h], key, sum[h][g]);
         }
     }
     for (size_t h = 0; h < N; h++)
@@ -83,17 +84,19 @@ static void soften(float *m, float *l, float *p, size_t begin, size_t end)
 static ALWAYS_INLINE void add_values(load8 *load, float *acc, const float *p, const void *v, size_t begin, size_t end,
                                      size_t Dv, size_t e, size_t N, size_t V)
 {
-    f8 sum[ATTEND_HEADS][2];
+    f8 sum[ATTEND_HEADS][ATTEND_GROUPS];
     for (size_t h = 0; h < N; h++)
         for (size_t i = 0; i < V; i++)
             sum[h][i] = f8_set(0.0f);
     for (size_t j = begin; j < end; j++) {
-        f8 value[2];
-        for (size_t i = 0; i < V; i++)
-            value[i] = load(v, j * Dv + e + 8 * i);
+        f8 x[ATTEND_HEADS];
         for (size_t h = 0; h < N; h++)
-            for (size_t i = 0; i < V; i++)
-                sum[h][i] = f8_fma(f8_set(p[h * CHUNK + j]), value[i], sum[h][i]);
+            x[h] = f8_set(p[h * CHUNK + j]);
+        for (size_t i = 0; i < V; i++) {
+            const f8 value = load(v, j * Dv + e + 8 * i);
+            for (size_t h = 0; h < N; h++)
+                sum[h][i] = f8_fma(x[h], value, sum[h][i]);
+        }
     }
     for (size_t h = 0; h < N; h++)
         for (size_t i = 0; i < V; i++)
@@ -106,12 +109,17 @@ static ALWAYS_INLINE void attend_heads(load8 *load, load1 *load_one, float *m, f
 {
     const size_t last = (end + 7) / 8;
     size_t g = begin / 8, e = 0;
+    const size_t keys = N <= 3 ? 3 : 2, values = N <= 3 ? 4 : 2; /* vectors whose sums all stay in registers */
+    for (; g + keys <= last; g += keys)
+        score(load, p, q, k, g, D, scale, N, keys);
     for (; g + 2 <= last; g += 2)
         score(load, p, q, k, g, D, scale, N, 2);
     if (g < last)
         score(load, p, q, k, g, D, scale, N, 1);
     for (size_t h = 0; h < N; h++)
         soften(m + h, l + h, p + h * CHUNK, begin, end);
+    for (; e + 8 * values <= Dv; e += 8 * values)
+        add_values(load, acc, p, v, begin, end, Dv, e, N, values);
     for (; e + 16 <= Dv; e += 16)
         add_values(load, acc, p, v, begin, end, Dv, e, N, 2);
     for (; e + 8 <= Dv; e += 8)
