@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..display import size
 from .arguments import add_model, load
+
+if TYPE_CHECKING:
+    from ..train.export import Trained
+    from ..train.measure import Measured
 
 __all__ = ["add", "run"]
 
@@ -12,16 +21,25 @@ _EPILOG = """\
 examples:
   mimo-ultraspeed train data prompts.jsonl --out data --exclude eval/*.jsonl --tokens 1000000
   mimo-ultraspeed train drafter --data data --out run --minutes 600
+  mimo-ultraspeed train export run drafter
+  mimo-ultraspeed train measure drafter eval/*.jsonl --limit 20
+  mimo-ultraspeed evaluate acceptance --draft drafter
 A run that was stopped goes on when it is started again with the same folder.
 """
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = commands.add_parser("train", help="train a drafter", description="Trains a drafter for a model.", epilog=_EPILOG)
+    parser = commands.add_parser(
+        "train",
+        help="train a drafter",
+        description="Trains a drafter for a model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
-    _add_data(steps)
-    _add_drafter(steps)
+    for step in (_add_data(steps), _add_drafter(steps), _add_export(steps), _add_measure(steps)):
+        step.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     return parser
 
 
@@ -30,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return int(args.run_step(args))
 
 
-def _add_data(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_data(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = steps.add_parser("data", help="the model's own answers to prompts", description="Answers prompts, to train on.")
     parser.add_argument("prompts", nargs="+", metavar="FILE", help='.jsonl of {"turns": [text, ...]}, with "scenario" or without')
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the answers go; what is there stays and counts")
@@ -41,6 +59,7 @@ def _add_data(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other answers (default 0)")
     add_model(parser)
     parser.set_defaults(run_step=_data)
+    return parser
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -55,7 +74,7 @@ def _data(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_drafter(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_drafter(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = steps.add_parser("drafter", help="train a drafter on answers", description="Trains a drafter. Needs torch.")
     parser.add_argument(
         "--data", required=True, metavar="FOLDER", help="answers, as `train data` makes them; new ones are taken up"
@@ -78,6 +97,7 @@ def _add_drafter(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--device-torch", default="cpu", metavar="DEVICE", help="where torch computes (default cpu)")
     add_model(parser)
     parser.set_defaults(run_step=_drafter)
+    return parser
 
 
 def _drafter(args: argparse.Namespace) -> int:
@@ -105,6 +125,114 @@ def _drafter(args: argparse.Namespace) -> int:
     with load(args) as model:
         config = default_config(model.config, taps=taps, markov_rank=args.markov_rank)
         trainer = Trainer(model, args.data, args.out, options, config=config, cache=args.cache)
-        trainer.run()
+        try:
+            trainer.run()
+        finally:
+            _plot(Path(args.out))
     print(f"{trainer.anchors} anchors in {trainer.seconds / 60:.1f} minutes; checkpoint and log in {args.out}")
     return 0
+
+
+def _plot(out: Path) -> None:
+    """log.png beside the log, where there is a log and matplotlib."""
+    from ..train.plot import plot_log
+    from ..train.trainer import LOG
+
+    if (out / LOG).exists():
+        with contextlib.suppress(ImportError):
+            plot_log(out / LOG, out / "log.png")
+
+
+def _add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = steps.add_parser("export", help="a run as a drafter's folder", description="Writes a drafter's folder. Needs torch.")
+    parser.add_argument("run", metavar="RUN", help="folder of a run, or its checkpoint")
+    parser.add_argument("dest", metavar="DEST", help="folder for config.json and model.safetensors; neither may be there")
+    parser.add_argument(
+        "--weights", choices=("fp8", "bf16"), default="fp8", help="how the layers' matrices are stored (default fp8)"
+    )
+    parser.add_argument("--last", action="store_true", help="the last weights, not their moving average")
+    parser.set_defaults(run_step=_export)
+    return parser
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ..train import import_torch
+
+    import_torch()
+    from ..train.export import export_drafter, load_run
+
+    folder = export_drafter(load_run(_checkpoint(args.run), averaged=not args.last), args.dest, weights=args.weights)
+    print(f"{size((folder / 'model.safetensors').stat().st_size)} in {folder}")
+    return 0
+
+
+def _checkpoint(run: str) -> Path:
+    from ..train.trainer import CHECKPOINT
+
+    path = Path(run) / CHECKPOINT if Path(run).is_dir() else Path(run)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected the checkpoint of a run, found none")
+    return path
+
+
+def _add_measure(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = steps.add_parser(
+        "measure",
+        help="tokens per round, replayed over greedy answers",
+        description="Answers first turns greedily and replays rounds of whole blocks over the answers: by the drafter, by prompt "
+        "lookup, by both. Tells of drafts alone; `evaluate acceptance` decodes, and tells of time. Needs torch.",
+    )
+    parser.add_argument("drafter", metavar="DRAFTER", help="a drafter's folder, a run's folder, or its checkpoint")
+    parser.add_argument("prompts", nargs="+", metavar="FILE", help='.jsonl of {"turns": [text, ...]}: one set each')
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N prompts of each set")
+    parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="most tokens of an answer (default 96)")
+    parser.add_argument("--last", action="store_true", help="of a run: the last weights, not their moving average")
+    parser.add_argument("--json", metavar="FILE", help="the figures, also to a file")
+    add_model(parser)
+    parser.set_defaults(run_step=_measure)
+    return parser
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from ..train import import_torch
+
+    import_torch()
+    from ..train.data import read_prompts
+    from ..train.measure import answer_greedily, measure
+
+    trained = _trained(args)
+    sets = {Path(path).stem: read_prompts(path)[: args.limit] for path in args.prompts}
+    figures: dict[str, Any] = {}
+    slots = trained.config.block_size - 1
+    print(f"{'':20}{'prompts':>8}  {'drafter':18}{'lookup':>8}{'both':>8}   drafter's slots 1 to {slots}, given those before")
+    with load(args) as model:
+        for name, prompts in sets.items():
+            found = measure(trained, model, answer_greedily(model, prompts, args.max_new_tokens))
+            figures[name] = {method: _figures(one) for method, one in found.items()}
+            low, high = found["drafter"].interval()
+            alone = f"{found['drafter'].tau:.2f} ({low:.2f}-{high:.2f})"
+            rates = " ".join("  - " if rate != rate else f"{rate:.2f}" for rate in found["drafter"].conditional())
+            others = f"{found['lookup'].tau:8.2f}{found['both'].tau:8.2f}"
+            print(f"{name:20}{len(prompts):8}  {alone:18}{others}   {rates}", flush=True)
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _trained(args: argparse.Namespace) -> Trained:
+    from ..train.export import load_drafter, load_run
+
+    if (Path(args.drafter) / "config.json").exists():
+        return load_drafter(args.drafter)
+    return load_run(_checkpoint(args.drafter), averaged=not args.last)
+
+
+def _figures(one: Measured) -> dict[str, Any]:
+    return {
+        "tau": one.tau,
+        "tau_ci95": one.interval(),
+        "emitted": one.emitted.tolist(),
+        "rounds": one.rounds.tolist(),
+        "reached": one.reached.tolist(),
+        "accepted": one.accepted.tolist(),
+    }

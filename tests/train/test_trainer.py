@@ -1,0 +1,115 @@
+"""The training loop: the same bits from any number of threads, and after an interrupt."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mimo_ultraspeed as mu
+
+torch = pytest.importorskip("torch", reason="not run: torch is not installed")
+
+from mimo_ultraspeed.train.trainer import CHECKPOINT, LOG, Trainer, TrainOptions, load_training  # noqa: E402
+
+SETTINGS: dict[str, Any] = {"steps": 8, "sequences": 3, "anchors": 6, "lengths": (3, 4), "log_every": 2, "optimizer": "muon"}
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(model: mu.Model, data: Path, out: Path, config: Any, **settings: Any) -> dict[str, Any]:
+    trainer = Trainer(model, data, out, TrainOptions(**(SETTINGS | settings)), config=config, cache=data / "taps")
+    trainer.run(progress=False)
+    state = load_training(out / CHECKPOINT)
+    del state["options"], state["seconds"]
+    return state
+
+
+def same(one: Any, two: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[name], two[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return bool(one == two)
+
+
+def test_threads_change_no_bit_and_an_interrupt_none(
+    tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(tiny_model, answers_folder, tmp_path / "whole", drafter_config, workers=1)
+    assert whole["step"] == 8 and whole["anchors"] == 8 * 3 * 6
+    assert same(whole, trained(tiny_model, answers_folder, tmp_path / "threads", drafter_config, workers=3))
+    assert not same(whole, trained(tiny_model, answers_folder, tmp_path / "seed", drafter_config, seed=1))
+
+    step = Trainer._one_step
+
+    def stopped_before_the_sixth(trainer: Trainer, pool: Any) -> dict[str, Any]:
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+        return step(trainer, pool)
+
+    monkeypatch.setattr(Trainer, "_one_step", stopped_before_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tiny_model, answers_folder, tmp_path / "stopped", drafter_config)
+    assert load_training(tmp_path / "stopped" / CHECKPOINT)["step"] == 5
+    monkeypatch.undo()
+    assert same(whole, trained(tiny_model, answers_folder, tmp_path / "stopped", None))
+    with (tmp_path / "stopped" / LOG).open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8]
+
+
+def test_taps_are_cached_and_new_answers_are_taken_up(
+    tiny_model: mu.Model, answers_folder: Path, greedy_answers: list[dict[str, Any]], tmp_path: Path, drafter_config: Any
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(answers_folder / "answers-00000.jsonl", data)
+    trainer = Trainer(tiny_model, data, tmp_path / "run", TrainOptions(**SETTINGS), config=drafter_config)
+    taps = trainer._taps(greedy_answers[0])
+    files = list((data / "taps").rglob("*.npy"))
+    assert len(files) == 4 and taps.dtype == "float16"
+    assert taps.shape == (len(greedy_answers[0]["prompt"]) + 39, 3 * tiny_model.config.hidden_size)
+    with (data / "answers-00001.jsonl").open("w") as file:
+        file.write(json.dumps(greedy_answers[0] | {"id": "new-0"}) + "\n")
+        file.write(json.dumps(greedy_answers[0] | {"id": "short-0", "answer": [1, 2]}) + "\n")
+        file.write('{"id": "being wri')
+    trainer._look_for_data()
+    assert len(trainer._records) == 5 and 4 in trainer._queue
+
+
+def test_a_drafter_learns_answers_by_heart(
+    tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any
+) -> None:
+    trained(tiny_model, answers_folder, tmp_path, drafter_config, steps=60, anchors=24, optimizer="adamw", lr=4e-3, log_every=10)
+    with (tmp_path / LOG).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
+    assert float(rows[-1]["accepted"]) > float(rows[0]["accepted"])
+
+
+def test_what_cannot_be_trained_is_refused(
+    tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"steps, minutes: expected exactly one of them"):
+        TrainOptions()
+    with pytest.raises(ValueError, match=r"lengths: expected block lengths of 2 or more"):
+        TrainOptions(steps=1, lengths=(1,))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"expected answers to train on, found none"):
+        Trainer(tiny_model, tmp_path / "none", tmp_path / "a", TrainOptions(steps=1), config=drafter_config)
+    from mimo_ultraspeed.train.start import default_config
+
+    early = default_config(tiny_model.config, taps=(0, 1), layers=1)
+    with pytest.raises(ValueError, match=r"need the target's last layer among the taps"):
+        trained(tiny_model, answers_folder, tmp_path / "b", early)
