@@ -121,8 +121,8 @@ def _drafter(args: argparse.Namespace) -> int:
         workers=args.workers,
         device=args.device_torch,
     )
-    taps = None if args.taps is None else [int(layer) for layer in args.taps.split(",")]
     with load(args) as model:
+        taps = None if args.taps is None else _taps(args.taps, model.config.num_hidden_layers)
         config = default_config(model.config, taps=taps, markov_rank=args.markov_rank)
         trainer = Trainer(model, args.data, args.out, options, config=config, cache=args.cache)
         try:
@@ -131,6 +131,13 @@ def _drafter(args: argparse.Namespace) -> int:
             _plot(Path(args.out))
     print(f"{trainer.anchors} anchors in {trainer.seconds / 60:.1f} minutes; checkpoint and log in {args.out}")
     return 0
+
+
+def _taps(text: str, layers: int) -> list[int]:
+    found = [int(word) if word.strip().isdecimal() else -1 for word in text.split(",")]
+    if not all(0 <= layer < layers for layer in found):
+        raise ValueError(f"taps: expected layers from 0 to {layers - 1}, with commas between them, found {text!r}")
+    return found
 
 
 def _plot(out: Path) -> None:
@@ -145,7 +152,7 @@ def _plot(out: Path) -> None:
 
 def _add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = steps.add_parser("export", help="a run as a drafter's folder", description="Writes a drafter's folder. Needs torch.")
-    parser.add_argument("run", metavar="RUN", help="folder of a run, or its checkpoint")
+    parser.add_argument("trained", metavar="RUN", help="folder of a run, or its checkpoint")
     parser.add_argument("dest", metavar="DEST", help="folder for config.json and model.safetensors; neither may be there")
     parser.add_argument(
         "--weights", choices=("fp8", "bf16"), default="fp8", help="how the layers' matrices are stored (default fp8)"
@@ -161,7 +168,7 @@ def _export(args: argparse.Namespace) -> int:
     import_torch()
     from ..train.export import export_drafter, load_run
 
-    folder = export_drafter(load_run(_checkpoint(args.run), averaged=not args.last), args.dest, weights=args.weights)
+    folder = export_drafter(load_run(_checkpoint(args.trained), averaged=not args.last), args.dest, weights=args.weights)
     print(f"{size((folder / 'model.safetensors').stat().st_size)} in {folder}")
     return 0
 

@@ -88,9 +88,7 @@ def test_taps_are_cached_and_new_answers_are_taken_up(
     assert len(trainer._records) == 5 and 4 in trainer._queue
 
 
-def test_a_drafter_learns_answers_by_heart(
-    tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any
-) -> None:
+def test_a_drafter_learns_answers_by_heart(tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any) -> None:
     trained(tiny_model, answers_folder, tmp_path, drafter_config, steps=60, anchors=24, optimizer="adamw", lr=4e-3, log_every=10)
     with (tmp_path / LOG).open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -98,9 +96,7 @@ def test_a_drafter_learns_answers_by_heart(
     assert float(rows[-1]["accepted"]) > float(rows[0]["accepted"])
 
 
-def test_what_cannot_be_trained_is_refused(
-    tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any
-) -> None:
+def test_what_cannot_be_trained_is_refused(tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any) -> None:
     with pytest.raises(ValueError, match=r"steps, minutes: expected exactly one of them"):
         TrainOptions()
     with pytest.raises(ValueError, match=r"lengths: expected block lengths of 2 or more"):
