@@ -195,7 +195,7 @@ double mimo_width_choose(mimo_bid *bids, size_t count, size_t others, size_t roo
 
 /* ---- patience ---- */
 
-enum { LONGEST_PAUSE = 64 };
+enum { LONGEST_PAUSE = 32 };
 
 bool mimo_patience_allows(mimo_patience *patience)
 {

@@ -20,8 +20,7 @@ mimo_status mimo_drafting_open(mimo_engine *engine, mimo_error *err)
     const size_t B = config->model.block, V = engine->config.vocab;
     d->most_blocks = mimo_min(DRAFT_ROWS / B, MIMO_SLOTS_JOBS);
     d->logits_stride = mimo_round_up(config->model.vocab, 16);
-    MIMO_TRY(mimo_alloc_array(&d->hidden, config->model.taps * (size_t)MIMO_STEP_ROWS,
-                              engine->config.hidden * sizeof(float), "taps of a step", err));
+    MIMO_TRY(mimo_context_open(engine, err));
     MIMO_TRY(
         mimo_alloc_array(&d->logits, d->most_blocks * (B - 1) * d->logits_stride, sizeof(float), "draft logits", err));
     if (config->target_id == NULL)
@@ -35,6 +34,7 @@ mimo_status mimo_drafting_open(mimo_engine *engine, mimo_error *err)
 void mimo_drafting_close(mimo_engine *engine)
 {
     mimo_free(engine->drafting.hidden);
+    mimo_free(engine->drafting.waiting);
     mimo_free(engine->drafting.logits);
     mimo_free(engine->drafting.spread);
 }
@@ -166,22 +166,23 @@ static void draft(mimo_engine *engine, mimo_job *const *jobs, size_t count, size
     d->slots = slots;
     for (size_t first = 0; first < count; first += d->most_blocks) {
         const size_t blocks = mimo_min(d->most_blocks, count - first);
+        mimo_draft_step step;
+        mimo_context_begin(engine, &step);
         for (size_t b = 0; b < blocks; b++) {
             mimo_job *job = d->job[b] = jobs[first + b];
+            mimo_context_add_waiting(engine, &step, job);
             d->anchor[b] = job->tokens[job->known - 1];
             d->position[b] = (uint32_t)(job->known - 1);
             d->kv[b] = job->kv;
         }
-        const mimo_draft_step step = {
-            .blocks = blocks,
-            .anchor = d->anchor,
-            .position = d->position,
-            .block_kv = d->kv,
-            .width = engine->draft->config.model.block,
-            .slots = slots,
-            .logits = d->logits,
-            .logits_stride = d->logits_stride,
-        };
+        step.blocks = blocks;
+        step.anchor = d->anchor;
+        step.position = d->position;
+        step.block_kv = d->kv;
+        step.width = engine->draft->config.model.block;
+        step.slots = slots;
+        step.logits = d->logits;
+        step.logits_stride = d->logits_stride;
         engine->backend->draft(engine->backend, &step);
         engine->backend->parallel(engine->backend, choose_block, engine, blocks);
     }
@@ -239,6 +240,10 @@ static bool wants_drafter(mimo_engine *engine, mimo_job *job, size_t most)
         return false;
     if (spec->width > 0)
         return true;
+    if (spec->round_count == 0) {
+        spec->patience = engine->patience; /* as it went with other answers, */
+        spec->patience.left = 0;           /* but tried once at least */
+    }
     if (spec->looked_up.count > 0) {
         mimo_bid bid = {.least = 1, .most = most};
         fill_chances(engine, job, &spec->looked_up, &bid);
@@ -315,8 +320,10 @@ void mimo_draft_round(mimo_engine *engine)
     for (size_t i = 0; i < count; i++)
         deciding[i]->rows = bid[i].rows;
     for (size_t i = 0; i < asked; i++)
-        if (asking[i]->spec.width == 0)
+        if (asking[i]->spec.width == 0) {
             mimo_patience_learn(&asking[i]->spec.patience, gain);
+            engine->patience = asking[i]->spec.patience;
+        }
 }
 
 void mimo_draft_learn(mimo_engine *engine, mimo_job *job, const uint32_t *token, size_t came)
@@ -341,28 +348,4 @@ size_t mimo_draft_reach(const mimo_engine *engine, const mimo_kv *kv, size_t cac
         window > 0 && cached > window ? cached - window : 0; /* where the window of the next block begins */
     const size_t kept = begin <= least && end > least ? mimo_min(end, cached) : least;
     return backend->kv_can_cut(backend, kv, kept) ? kept : cached;
-}
-
-void mimo_draft_feed(mimo_engine *engine)
-{
-    mimo_drafting *d = &engine->drafting;
-    mimo_draft_step step = {
-        .features = d->hidden,
-        .features_stride = (size_t)MIMO_STEP_ROWS * engine->config.hidden,
-        .context_row = d->context_row,
-        .context_position = d->context_position,
-        .context_kv = d->context_kv,
-    };
-    for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++) {
-        const mimo_job *job = engine->slot[i];
-        if (job == NULL || !job->ready || !job->spec.drafter)
-            continue;
-        for (size_t row = job->first; row < job->first + job->kept; row++, step.contexts++) {
-            d->context_row[step.contexts] = (uint16_t)row;
-            d->context_position[step.contexts] = engine->position[row];
-            d->context_kv[step.contexts] = job->kv;
-        }
-    }
-    if (step.contexts > 0)
-        engine->backend->draft(engine->backend, &step);
 }

@@ -207,7 +207,7 @@ void mimo_round_run(mimo_engine *engine,
         engine->backend->parallel(engine->backend, verify_answer, engine, engine->answers);
     engine->verify_seconds = mimo_clock_seconds() - begin;
     if (step.taps > 0)
-        mimo_draft_feed(engine);
+        mimo_context_take(engine);
     mimo_follow_resolve(engine);
     pthread_mutex_lock(&engine->mutex);
     for (size_t i = 0; i < engine->answers; i++) {

@@ -17,7 +17,9 @@ enum { MIMO_IDLE_CACHES = 4 };
 
 /* Buffers of draft steps. */
 typedef struct mimo_drafting {
-    float *hidden; /* [M, MIMO_STEP_ROWS, H] the taps of the last step */
+    float *hidden;  /* [M, MIMO_STEP_ROWS, H] the taps of the last step */
+    float *waiting; /* [M, MIMO_SLOTS_JOBS, waits, H] those of answers that the drafter has not seen yet, by slot */
+    size_t waits;
     uint16_t context_row[MIMO_STEP_ROWS];
     uint32_t context_position[MIMO_STEP_ROWS];
     mimo_kv *context_kv[MIMO_STEP_ROWS];
@@ -59,7 +61,8 @@ typedef struct mimo_speculation {
     float *drawn_from; /* [B - 1, V] logits that the drafter's offer was drawn from; NULL: it is certain */
     double *laws;      /* [2, V]; of verify="rejection" at a temperature */
     mimo_patience patience;
-    mimo_round *rounds; /* [max_new_tokens] */
+    size_t waiting, waiting_from, place; /* rows of taps that wait for the drafter, their first position, the slot */
+    mimo_round *rounds;                  /* [max_new_tokens] */
     size_t round_count;
 
     /* this round */
@@ -143,6 +146,7 @@ struct mimo_engine {
     size_t sample_scratch_bytes;
     mimo_times times;
     mimo_trust trust;
+    mimo_patience patience;               /* of the job that drafted last */
     double draft_seconds, verify_seconds; /* of this round */
     mimo_drafting drafting;               /* empty without a drafter */
 };
@@ -180,8 +184,14 @@ void mimo_draft_learn(mimo_engine *engine, mimo_job *job, const uint32_t *token,
 /* How much of a cache's `cached` positions to keep for a job that drafts: if it was filled without the drafter, its
  * last window is computed again. */
 size_t mimo_draft_reach(const mimo_engine *engine, const mimo_kv *kv, size_t cached);
-/* Hands the drafter the taps of the rows of the last step that stand. */
-void mimo_draft_feed(mimo_engine *engine);
+/* context.c */
+MIMO_MUST_CHECK mimo_status mimo_context_open(mimo_engine *engine, mimo_error *err);
+/* Takes the taps of the rows of the last step that stand: now, or to be added to a draft step later. */
+void mimo_context_take(mimo_engine *engine);
+/* A draft step without blocks, to which the contexts that wait can be added; */
+void mimo_context_begin(mimo_engine *engine, mimo_draft_step *step);
+/* adds a job's, after running those that fill the step up. */
+void mimo_context_add_waiting(mimo_engine *engine, mimo_draft_step *step, mimo_job *job);
 
 /* speculation.c */
 MIMO_MUST_CHECK mimo_status mimo_speculation_check(const mimo_engine *engine, const mimo_speculative *o,
