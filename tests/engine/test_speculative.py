@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mimo_ultraspeed as mu
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
+from mimo_ultraspeed.default_model import model_folder
 from mimo_ultraspeed.drafter import open_drafter
 from mimo_ultraspeed.make import make
 
@@ -416,3 +418,24 @@ def test_rounds_allocate_nothing(open_engine: OpenEngine) -> None:
             pass
         after = _probe.alloc_stats()
         assert (after["calls"], after["refused"]) == (before["calls"], before["refused"])
+
+
+@pytest.mark.model
+def test_the_default_model() -> None:
+    """Its answers with drafts (of its shipped drafter, if there is one, and of lookup) are those without."""
+    if not model_folder("smollm2-135m").is_dir():
+        pytest.skip("not run: smollm2-135m has not been fetched")
+    asked = [
+        "Count from 1 to 12, then again.",
+        "def add(a, b):\n    return a + b\n\ndef add(a, b, c):",
+        "Write a haiku about memory.",
+    ]
+    with mu.Model.from_pretrained("smollm2-135m", progress=False) as model:
+        for options in ({"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.1}):
+            call: dict[str, Any] = {"max_new_tokens": 40, "seed": 5, "progress": False, **options}
+            plain_answers = model.generate(asked, speculative=False, **call)
+            for way in ({}, {"lookup": False}, {"width": 8}):
+                answers = model.generate(asked, **way, **call)
+                assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in plain_answers]
+            accepted = sum(sum(answer.stats.rounds["accepted"]) for answer in answers if answer.stats.rounds)
+            assert accepted > 0 or options["temperature"] > 0
