@@ -1,6 +1,6 @@
 /* Attention of some query heads over one chunk of keys. Lanes are keys while scoring and value elements while adding;
- * up to four heads share every load of a key or a value, and so many sums are made at a time that none waits for itself.
- * Include after the lanes and with MIMO_KERNEL(name) defined. */
+ * up to four heads share every load of a key or a value, and so many sums are made at a time that none waits for
+ * itself. Include after the lanes and with MIMO_KERNEL(name) defined. */
 #include "cpu/lanes/exp.h"
 
 #include "format/bf16.h"
