@@ -165,7 +165,7 @@ static void keep_record(mimo_engine *engine, mimo_job *job, const mimo_verdict *
         .draft_seconds = (float)engine->draft_seconds,
         .verify_seconds = (float)engine->verify_seconds,
     };
-    uint32_t token[MIMO_BLOCK_ROWS];
+    uint32_t token[MIMO_BLOCK_ROWS] = {0};
     for (size_t k = 0; k < verdict->chosen; k++)
         token[k] = verdict->choice[k].token;
     mimo_draft_learn(engine, job, token, verdict->chosen);
