@@ -18,7 +18,7 @@ from mimo_ultraspeed.default_model import model_folder
 from mimo_ultraspeed.drafter import open_drafter
 from mimo_ultraspeed.make import make
 
-V, BLOCK, COUNT = 512, 8, 30
+V, BLOCK, COUNT = 512, 8, 24
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "hot": {"temperature": 1.0},
@@ -253,7 +253,7 @@ def test_rejection_gives_the_law_of_plain_sampling(open_engine: OpenEngine, way:
     engine = open_engine()
     ids, options = prompt(3), {"temperature": 0.5, "top_k": 4}
     counts: dict[bool, dict[tuple[int, ...], int]] = {False: {}, True: {}}
-    trials = 1500
+    trials = 1000
     for speculative in (False, True):
         for first in range(0, trials, 25):
             extra: dict[str, Any] = {"speculative": True, "verify": "rejection", **way} if speculative else {}
