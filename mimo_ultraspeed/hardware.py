@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Backend", "Backends", "available_memory", "backends", "cores", "memory_limit", "processor"]
+__all__ = ["Backend", "Backends", "available_memory", "backends", "cores", "memory_limit", "processor", "processor_name"]
 
 CUDA_OFF = "not built: this package has CPU kernels only"
 _FEATURES = (
@@ -123,14 +123,22 @@ def cores() -> int:
 
 def processor() -> str:
     """The CPU's name, and those of its features that kernels could use where the system tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
+    fields = _cpuinfo()
+    if not fields:
+        return processor_name()
+    present = set(fields.get("flags", fields.get("features", "")).split())
+    return f"{processor_name()}: {' '.join(word for word in _FEATURES.split() if word in present) or 'no known features'}"
+
+
+def processor_name() -> str:
+    """The CPU's name; its architecture where the system tells no more."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first core, by lower-case name."""
     fields: dict[str, str] = {}
-    for line in lines:
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
         name, _, value = line.partition(":")
         fields.setdefault(name.strip().lower(), value.strip())
-    present = set(fields.get("flags", fields.get("features", "")).split())
-    name = fields.get("model name") or platform.machine()
-    return f"{name}: {' '.join(word for word in _FEATURES.split() if word in present) or 'no known features'}"
+    return fields

@@ -6,13 +6,13 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hardware import cores, processor
+from ..provenance import software
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -85,8 +85,6 @@ class BenchResult:
     @classmethod
     def start(cls, checkpoint: Checkpoint, name: str, settings: Settings) -> BenchResult:
         """A result with no runs yet."""
-        from .. import __version__
-
         config = checkpoint.config
         return cls(
             model={
@@ -105,8 +103,7 @@ class BenchResult:
                 "cores": cores(),
                 "load_average": [load_average(), None],
             },
-            version=__version__,
-            commit=_commit(),
+            **software(),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
@@ -142,15 +139,3 @@ class BenchResult:
 def load_average() -> float | None:
     """Of the last minute; None where the system does not tell."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _commit() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

@@ -128,7 +128,7 @@ class Evaluation:
         lines = [
             f"{model['name']}, {model['precision']}, {model['backend']}, {model['threads']} threads; "
             + "; ".join(f"{one['cpu']}, {one['cores']} cores" for one in machines),
-            f"mimo-ultraspeed {self.data['software']['version']} {(self.data['software']['commit'] or '')[:12]}; prompts {sets}",
+            f"mimo-ultraspeed {self.data['software']['version']} {self.data['software']['commit'] or ''}; prompts {sets}",
             f"at most {settings['max_new_tokens']} tokens, width {settings['width'] or 'by cost'}, seed {settings['seed']}",
         ]
         if settings["simulate_acceptance"] is not None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ContextOverflowError
+from ..provenance import software
 from ..rounds import Rounds
-from .environment import machine, model_identity, software
+from .environment import machine, model_identity
 from .journal import Journal, record_key
 from .report import Evaluation
 from .scenarios import SCENARIOS, Item, PromptSet, load_prompts
