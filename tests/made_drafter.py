@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 import mimo_ultraspeed as mu
 from mimo_ultraspeed.evaluate.drafter import NumpyDrafter, Shape, Wiring
 from mimo_ultraspeed.evaluate.dump import Answer, Dump
-from mimo_ultraspeed.evaluate.weights import Weights
 from mimo_ultraspeed.safetensors_write import ShardWriter, bf16_from_f32, f32_from_bf16
+from mimo_ultraspeed.weights import Weights
 
 BLOCK, WINDOW, HEADS, KV, DIM, LAYERS, WIDTH, EPS = 8, 20, 4, 2, 32, 2, 64, 1e-6
 SHAPE = Shape(LAYERS, HEADS, KV, DIM, DIM, BLOCK, EPS, (True,) * LAYERS)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..weights import Weights
 from .drafter import Ids, NumpyDrafter, Shape, Wiring
 from .dump import Dump
 from .selfcheck import SelfCheck, compare, differing, places, variants
-from .weights import Weights
 
 if TYPE_CHECKING:
     from ..drafter import Drafter

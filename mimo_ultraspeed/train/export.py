@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from ..checkpoint import CONFIG, SINGLE, Folder, Tensor
 from ..draft import DraftConfig
 from ..errors import CheckpointError
 from ..safetensors_read import read_header
-from ..safetensors_write import ShardWriter, bf16_from_f32, f32_from_bf16
+from ..safetensors_write import ShardWriter, bf16_from_f32
+from ..weights import Weights
 from .drafter import DrafterConfig, Parameters
 
 __all__ = ["FORMATS", "Trained", "export_drafter", "load_drafter", "load_run"]
@@ -78,25 +79,19 @@ def export_drafter(trained: Trained, folder: str | Path, *, weights: str = "fp8"
 
 def load_drafter(folder: str | Path) -> Trained:
     """The drafter of a folder that `export_drafter` wrote. CheckpointError when it is of another kind."""
-    folder = Path(folder)
-    path = folder / "model.safetensors"
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    source = Folder(Path(folder))
+    raw, path = source.json_object(CONFIG), source.file(SINGLE)
+    missing = [name for name in _SAME if name not in raw]
+    if missing:
+        raise CheckpointError(f"{path.parent / CONFIG}: expected what `train export` writes, found no {', '.join(missing)}")
     read = DraftConfig.from_dict(raw, target_layers=raw["num_target_layers"])
-    values: dict[str, NDArray[Any]] = {}
-    with path.open("rb") as file:
-        for entry in read_header(path, path.name):
-            file.seek(entry.begin)
-            values[entry.name] = _decode(entry.dtype, file.read(entry.end - entry.begin), entry.shape)
-    if "d2t" not in values:
+    weights = Weights([Tensor(one.name, one.dtype, one.shape, 0, one.begin, one.end) for one in read_header(path, SINGLE)], [path])
+    if "d2t" not in weights:
         raise CheckpointError(f"{path}: expected a drafter with d2t, found none")
-    offsets = values.pop("d2t")
-    parameters: Parameters = {}
-    for name, array in values.items():
-        if name.endswith("_scale_inv"):
-            continue
-        scales = values.get(f"{name}_scale_inv")
-        full = array if scales is None else array * _spread(scales, array.shape)
-        parameters[name] = torch.from_numpy(np.array(full, np.float32))
+    offsets = weights.raw("d2t")
+    parameters: Parameters = {
+        name: torch.from_numpy(weights[name]) for name in weights if name != "d2t" and not name.endswith("_scale_inv")
+    }
     w1 = parameters.get("markov.w1.weight")
     config = DrafterConfig(
         **{name: raw[name] for name in _SAME},
@@ -155,30 +150,12 @@ def _config(config: DrafterConfig) -> Mapping[str, Any]:
     }
 
 
-def _to_fp8(matrix: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _to_fp8(matrix: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """E4M3 codes of the matrix's shape, and [tiles, tiles] what they are to be multiplied by."""
     rows, cols = (math.ceil(size / _TILE) for size in matrix.shape)
     padded = torch.zeros(rows * _TILE, cols * _TILE)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     largest = padded.view(rows, _TILE, cols, _TILE).abs().amax((1, 3))
-    scales = torch.where(largest > 0, largest / _LARGEST_FP8, 1.0).numpy()
-    codes = (matrix / torch.from_numpy(_spread(scales, tuple(matrix.shape)))).to(torch.float8_e4m3fn)
-    return codes.view(torch.uint8).numpy(), scales
-
-
-def _spread(scales: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    return np.repeat(np.repeat(scales, _TILE, 0), _TILE, 1)[: shape[0], : shape[1]].copy()
-
-
-def _decode(dtype: str, raw: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
-    if dtype == "F32":
-        return np.frombuffer(raw, np.float32).reshape(shape)
-    if dtype == "I64":
-        return np.frombuffer(raw, np.int64).reshape(shape)
-    if dtype == "BF16":
-        return f32_from_bf16(np.frombuffer(raw, np.uint16)).reshape(shape)
-    if dtype == "F8_E4M3":
-        codes = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(torch.float8_e4m3fn)
-        decoded: NDArray[Any] = codes.float().numpy().reshape(shape)
-        return decoded
-    raise CheckpointError(f"expected tensors in F32, I64, BF16 or F8_E4M3, found {dtype}")
+    scales = torch.where(largest > 0, largest / _LARGEST_FP8, 1.0)
+    codes = (padded.view(rows, _TILE, cols, _TILE) / scales[:, None, :, None]).view_as(padded)[: matrix.shape[0], : matrix.shape[1]]
+    return codes.to(torch.float8_e4m3fn).contiguous().view(torch.uint8).numpy(), scales.numpy()

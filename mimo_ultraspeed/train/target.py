@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core import mxfp4_decode
-from ..checkpoint import Checkpoint, Tensor
+from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..safetensors_write import f32_from_bf16
+from ..weights import Weights
 
 __all__ = ["TargetWeights"]
 
@@ -20,26 +19,21 @@ class TargetWeights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
-        self._files = checkpoint.files
-        self._tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
+        self._weights = Weights(checkpoint.tensors, checkpoint.files)
+        # The tiles of some FP8 matrices begin anew at a head, which their shape does not tell.
+        self._unread = {tensor.name.removeprefix("model.") for tensor in checkpoint.tensors if tensor.dtype == "F8_E4M3"}
 
     def read(self, name: str) -> Array:
         """A tensor with the shape of its values. CheckpointError when it is missing or stored in a format not read here."""
-        tensor = self._find(name)
-        raw = self._raw(tensor)
-        if tensor.dtype == "F32":
-            return raw.view(np.float32).reshape(tensor.shape)
-        if tensor.dtype == "BF16":
-            return f32_from_bf16(raw.view(np.uint16)).reshape(tensor.shape)
-        if tensor.dtype == "U8":
-            scales = self._find(f"{name}_scale")
-            decoded: Array = mxfp4_decode(raw.reshape(tensor.shape), self._raw(scales).reshape(scales.shape))
-            return decoded
-        raise CheckpointError(f"{name}: expected BF16, F32 or MXFP4, found {tensor.dtype}")
+        if name not in self._weights:
+            raise CheckpointError(f"{name}: the checkpoint has no such tensor")
+        if name in self._unread:
+            raise CheckpointError(f"{name}: expected BF16, F16, F32 or MXFP4, found F8_E4M3")
+        return self._weights[name]
 
     def embedding(self) -> Array:
         """[V, H]."""
-        return self.read("model.embed_tokens.weight")
+        return self.read("embed_tokens.weight")
 
     def head(self) -> Array:
         """[V, H]."""
@@ -47,7 +41,7 @@ class TargetWeights:
 
     def final_norm(self) -> Array:
         """[H]."""
-        return self.read("model.norm.weight")
+        return self.read("norm.weight")
 
     def layer(self, layer: int) -> dict[str, Array]:
         """The matrices and norms of a decoder layer under a drafter's names.
@@ -55,7 +49,7 @@ class TargetWeights:
         Experts that are all active with equal weight are joined to the dense MLP they are a split of. A fused qkv, or experts
         that a router chooses from, have no such counterpart and are left out.
         """
-        prefix = f"model.layers.{layer}."
+        prefix = f"layers.{layer}."
         names = ["input_layernorm", "post_attention_layernorm", "self_attn.o_proj"]
         names += [f"self_attn.{part}_proj" for part in "qkv"] if not self.config.fused_qkv else []
         found = {f"{name}.weight": self.read(f"{prefix}{name}.weight") for name in names}
@@ -76,11 +70,3 @@ class TargetWeights:
             "mlp.up_proj.weight": np.concatenate(experts["up_proj"]),
             "mlp.down_proj.weight": np.concatenate(experts["down_proj"], axis=1) * np.float32(share),
         }
-
-    def _find(self, name: str) -> Tensor:
-        if name not in self._tensors:
-            raise CheckpointError(f"{name}: the checkpoint has no such tensor")
-        return self._tensors[name]
-
-    def _raw(self, tensor: Tensor) -> NDArray[np.uint8]:
-        return np.fromfile(self._files[tensor.file], np.uint8, tensor.end - tensor.begin, offset=tensor.begin)

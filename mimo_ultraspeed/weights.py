@@ -1,4 +1,4 @@
-"""Weights as float32 arrays, for the checks that are computed in numpy."""
+"""Weights as float32 arrays, for what is computed in numpy or torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import Tensor
-from ..errors import CheckpointError
-from ..safetensors_write import f32_from_bf16
+from .checkpoint import Tensor
+from .errors import CheckpointError
+from .safetensors_write import f32_from_bf16
 
 __all__ = ["Weights"]
 
 Array = NDArray[np.float32]
 _TILE = 128
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "U8": "u1"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "U8": "u1", "I64": "<i8"}
 
 
 class Weights(Mapping[str, Array]):
@@ -37,7 +37,7 @@ class Weights(Mapping[str, Array]):
             scaled: Array = _e4m3()[raw] * _spread(self[f"{name}_scale_inv"], raw.shape)
             return scaled
         if dtype == "U8":
-            from .._core import mxfp4_decode
+            from ._core import mxfp4_decode
 
             decoded: Array = mxfp4_decode(raw, self.raw(f"{name}_scale"))
             return decoded
