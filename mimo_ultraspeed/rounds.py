@@ -242,15 +242,16 @@ def bootstrap_interval(
     *,
     seed: int = 0,
     resamples: int = _RESAMPLES,
+    level: float = 0.95,
 ) -> tuple[float, float]:
-    """95 % percentile interval of sum(tokens) / sum(rounds) when the [N] units are drawn again with replacement."""
+    """Percentile interval of sum(tokens) / sum(rounds) when the [N] units are drawn again with replacement. level: its share."""
     counts, steps = np.asarray(tokens, np.float64), np.asarray(rounds, np.float64)
     if not steps.sum():
         return 0.0, 0.0
     picked = np.random.default_rng(seed).integers(0, len(steps), (resamples, len(steps)))
     drawn = steps[picked].sum(1)
     ratios = counts[picked].sum(1)[drawn > 0] / drawn[drawn > 0]
-    low, high = np.percentile(ratios, [2.5, 97.5])
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

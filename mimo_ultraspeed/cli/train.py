@@ -204,11 +204,11 @@ def _measure(args: argparse.Namespace) -> int:
     from ..train import import_torch
 
     import_torch()
-    from ..train.data import read_prompts
+    from ..evaluate import load_prompts
     from ..train.measure import answer_greedily, measure
 
     trained = _trained(args)
-    sets = {Path(path).stem: read_prompts(path)[: args.limit] for path in args.prompts}
+    sets = {one.name: [item.turns[0] for item in one.items[: args.limit]] for one in load_prompts((), args.prompts)}
     figures: dict[str, Any] = {}
     slots = trained.config.block_size - 1
     print(f"{'':20}{'prompts':>8}  {'drafter':18}{'lookup':>8}{'both':>8}   drafter's slots 1 to {slots}, given those before")

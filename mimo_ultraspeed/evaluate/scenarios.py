@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["PUBLISHED", "SCENARIOS", "Item", "PromptSet", "load_prompts"]
+__all__ = ["PUBLISHED", "SCENARIOS", "Item", "PromptSet", "load_prompts", "read_rows"]
 
 SCENARIOS = ("coding", "math", "agent", "chat")
 """Names of the prompt sets of this package."""
@@ -50,26 +51,35 @@ class PromptSet:
         name: of the scenario, None for the file's name without its ending. Raises OSError, and ValueError that says file and line.
         """
         source = Path(path).expanduser()
-        size = source.stat().st_size
-        if size > _MOST_BYTES:
-            raise ValueError(f"{source}: expected at most {_MOST_BYTES >> 20} MiB of prompts, found {size >> 20}")
-        raw = source.read_bytes()
+        raw, rows = read_rows(source)
         items: list[Item] = []
         lines: dict[str, int] = {}
-        for number, line in enumerate(raw.split(b"\n"), 1):
-            if not line.strip():
-                continue
-            item = _item(line, f"{source}:{number}", str(len(items)))
-            if item.id in lines:
-                raise ValueError(f"{source}:{number}: expected an id of its own, found {item.id!r} of line {lines[item.id]} again")
-            lines[item.id] = number
-            items.append(item)
-        if not items:
-            raise ValueError(f"{source}: expected at least one prompt, found none")
+        for number, row in rows:
+            found = row.get("id", str(len(items)))
+            if not isinstance(found, str | int) or isinstance(found, bool):
+                raise ValueError(f'{source}:{number}: "id": expected text or an integer, found {ascii(found)[:80]}')
+            if (own := str(found)) in lines:
+                raise ValueError(f"{source}:{number}: expected an id of its own, found {own!r} of line {lines[own]} again")
+            lines[own] = number
+            items.append(Item(own, tuple(row["turns"])))
         return cls(name or source.stem, source, hashlib.sha256(raw).hexdigest(), tuple(items))
 
 
-def _item(line: bytes, where: str, default_id: str) -> Item:
+def read_rows(path: str | os.PathLike[str]) -> tuple[bytes, list[tuple[int, dict[str, Any]]]]:
+    """A prompt file, and its objects by line: each has "turns", a list of texts. Raises OSError, and ValueError for other lines,
+    or none."""
+    source = Path(path).expanduser()
+    size = source.stat().st_size
+    if size > _MOST_BYTES:
+        raise ValueError(f"{source}: expected at most {_MOST_BYTES >> 20} MiB of prompts, found {size >> 20}")
+    raw = source.read_bytes()
+    rows = [(number, _row(line, f"{source}:{number}")) for number, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
+    if not rows:
+        raise ValueError(f"{source}: expected at least one prompt, found none")
+    return raw, rows
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -80,10 +90,7 @@ def _item(line: bytes, where: str, default_id: str) -> Item:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         found = "no such key" if "turns" not in row else ascii(turns)[:80]
         raise ValueError(f'{where}: "turns": expected a list of at least one text, found {found}')
-    name = row.get("id", default_id)
-    if not isinstance(name, str | int) or isinstance(name, bool):
-        raise ValueError(f'{where}: "id": expected text or an integer, found {ascii(name)[:80]}')
-    return Item(str(name), tuple(turns))
+    return row
 
 
 def load_prompts(scenarios: Sequence[str] = SCENARIOS, files: Sequence[str | os.PathLike[str]] = ()) -> list[PromptSet]:
@@ -94,6 +101,8 @@ def load_prompts(scenarios: Sequence[str] = SCENARIOS, files: Sequence[str | os.
             raise ValueError(f"scenarios: expected some of {', '.join(SCENARIOS)}, found {name!r}; --prompts takes files")
         sets.append(PromptSet.read(_FOLDER / f"{name}.jsonl", name))
     sets += [PromptSet.read(path) for path in files]
+    if not sets:
+        raise ValueError("prompts: expected a scenario or a file, found neither")
     names = [one.name for one in sets]
     for name in names:
         if names.count(name) > 1:

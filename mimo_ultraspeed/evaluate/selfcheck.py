@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..rounds import bootstrap_interval
 from .drafter import Ids, NumpyDrafter, Wiring
 from .dump import Answer, Dump
 
@@ -208,9 +209,7 @@ def _interval(difference: NDArray[np.int64], seed: int) -> tuple[float, float]:
     size = min(_UNIT, max(1, len(difference) // _LEAST_UNITS))
     units = np.split(difference, range(size, len(difference), size))
     sums, counts = np.array([part.sum() for part in units]), np.array([len(part) for part in units])
-    picked = np.random.default_rng(seed).integers(0, len(units), (_RESAMPLES, len(units)))
-    low, high = np.percentile(sums[picked].sum(1) / counts[picked].sum(1), [0.5, 99.5])
-    return float(low), float(high)
+    return bootstrap_interval(sums, counts, seed=seed, resamples=_RESAMPLES, level=0.99)
 
 
 def differing(settings: Mapping[str, Wiring], wiring: Wiring) -> tuple[dict[str, Wiring], str]:

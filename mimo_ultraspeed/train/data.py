@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..display import bar
+from ..evaluate.scenarios import read_rows
 from .variety import as_stub, chats
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ class DataOptions:
     templates: float = 0.5
     """Share of chat prompts made from templates; also of coding prompts wrapped as function stubs, halved."""
 
+    def __post_init__(self) -> None:
+        for name in ("tokens", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, found {getattr(self, name)}")
+        for name in ("sampled", "templates"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, found {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -68,19 +77,7 @@ class Planned:
 
 def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a prompt file: {"turns": [text, ...]}, with "scenario" and "source" or without. ValueError for other lines."""
-    prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object, found {line[:40]!r}: {error}") from None
-        turns = row.get("turns") if isinstance(row, dict) else None
-        if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
-            raise ValueError(f'{path}:{number}: expected {{"turns": [text, ...]}}, found {line[:60]!r}')
-        prompts.append(row)
-    return prompts
+    return [row for _, row in read_rows(path)[1]]
 
 
 def normalise(text: str) -> str:
@@ -99,6 +96,8 @@ def plan(prompts: Sequence[Mapping[str, Any]], options: DataOptions, excluded: I
         turns = tuple(row["turns"])
         _check_allowed(turns, forbidden)
         by_scenario.setdefault(str(row.get("scenario", "chat")), []).append(turns)
+    if not any(options.mix.get(name, 1.0) > 0 for name in by_scenario):
+        raise ValueError("prompts: expected at least one of a scenario with a weight above 0, found none")
     sources = {name: _scenario(name, by_scenario[name], options) for name in sorted(by_scenario)}
     weights = {name: options.mix.get(name, 1.0) for name in sources}
     given = dict.fromkeys(sources, 0.0)

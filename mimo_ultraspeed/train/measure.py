@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..rounds import bootstrap_interval
 from .drafter import Block, context, draft_greedily, hidden
 from .export import Trained
 from .target import TargetWeights
@@ -44,21 +45,18 @@ class Measured:
         """Tokens per round, over all rounds."""
         return float(self.emitted.sum() / max(self.rounds.sum(), 1))
 
-    def interval(self, samples: int = 2000) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """95 % of tau under resampling of the prompts."""
-        draw = np.random.default_rng(0).integers(0, len(self.rounds), (samples, len(self.rounds)))
-        taus = self.emitted[draw].sum(1) / np.maximum(self.rounds[draw].sum(1), 1)
-        return float(np.quantile(taus, 0.025)), float(np.quantile(taus, 0.975))
+        return bootstrap_interval(self.emitted, self.rounds)
 
     def conditional(self) -> list[float]:
         """[B - 1]: rate at which slot k comes true when all before it did."""
         return [float(right / tried) if tried else float("nan") for right, tried in zip(self.accepted, self.reached, strict=True)]
 
 
-def answer_greedily(model: Model, prompts: Sequence[Mapping[str, Any]], max_new_tokens: int) -> list[dict[str, list[int]]]:
-    """{"prompt": ids, "answer": ids} of the first turns."""
-    asked = [str(row["turns"][0]) for row in prompts]
-    results = model.generate(asked, max_new_tokens=max_new_tokens, temperature=0.0, speculative=False)
+def answer_greedily(model: Model, prompts: Sequence[str], max_new_tokens: int) -> list[dict[str, list[int]]]:
+    """{"prompt": ids, "answer": ids} of each prompt."""
+    results = model.generate(list(prompts), max_new_tokens=max_new_tokens, temperature=0.0, speculative=False)
     return [{"prompt": result.prompt_token_ids, "answer": result.token_ids} for result in results]
 
 

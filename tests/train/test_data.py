@@ -62,7 +62,7 @@ def test_prompt_files_are_checked_line_by_line(tmp_path: Path) -> None:
     assert [row["turns"] for row in read_prompts(path)] == [["a"], ["b", "c"]]
     for line in ('{"turns": []}', '{"turns": "a"}', '{"turns": [""]}', "[]", "{"):
         path.write_text('{"turns": ["a"]}\n' + line + "\n")
-        with pytest.raises(ValueError, match=r"prompts\.jsonl:2: expected .*, found"):
+        with pytest.raises(ValueError, match=r"prompts\.jsonl:2: .*expected .*, found"):
             read_prompts(path)
 
 
@@ -134,3 +134,12 @@ def test_shards_are_begun_anew_at_their_size(tiny_model: mu.Model, tmp_path: Pat
     lines = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("answers-*.jsonl"))]
     assert lines[0] == 40 and len(lines) == -(-sum(lines) // 40)
     assert json.loads((tmp_path / "answers-00001.jsonl").read_text().splitlines()[0])["answer"]
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    for wrong in ({"tokens": 0}, {"max_new_tokens": 0}, {"sampled": 1.5}, {"templates": -0.1}):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))}: expected"):
+            DataOptions(**wrong)
+    for prompts, mix in (([], {}), (PROMPTS, {"math": 0.0, "chat": 0.0})):
+        with pytest.raises(ValueError, match="prompts: expected at least one"):
+            next(plan(prompts, DataOptions(mix=mix)))

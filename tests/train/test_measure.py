@@ -59,8 +59,7 @@ def test_replayed_rounds_are_those_of_the_engine(
     torch.set_num_threads(before)
     trained, size = load_drafter(folder), drafter_config.block_size
     with mu.Model.from_pretrained(tiny_path, draft=folder, precision="exact", threads=1, progress=False) as model:
-        prompts = [{"turns": [text]} for text in ("One.", "Two, three.", "Four?", "Five and six.")]
-        records = answer_greedily(model, prompts, 40)
+        records = answer_greedily(model, ["One.", "Two, three.", "Four?", "Five and six."], 40)
         weights, accepted = TargetWeights(model.checkpoint), 0
         for record in records:
             replayed = rounds(record, prefixes(trained, model, weights, record), "drafter", size)
