@@ -222,6 +222,7 @@ def make(
     config = _config(shape, layout, weights, router, overrides or {})
     chunks = config.full.num_kv_heads if config.fused_qkv else 0
     specs = list(_tensors(config, chunks, router.upper(), mtp=mtp, vision=vision))
+    options = _draft_options(draft, config)
     total = sum(spec.nbytes for spec in specs)
     folder = Path(dest)
     created = not folder.exists()
@@ -247,16 +248,22 @@ def make(
                 write_all(writer, specs, seed, total, progress)
         _write_tokenizer(folder, config)
         write_json(folder / "config.json", config.to_dict())
-        if draft is not False:
+        if options is not None:
             from .make_draft import make_draft
 
-            options = draft if isinstance(draft, Mapping) else {}
             make_draft(folder / "dflash", config, options, seed=seed, headers_only=headers_only, progress=progress)
     except BaseException:
         if created and not any(folder.iterdir()):
             folder.rmdir()
         raise
     return folder
+
+
+def _draft_options(draft: bool | Mapping[str, Any], config: ModelConfig) -> dict[str, Any] | None:
+    """Checked before anything is written; None for no drafter."""
+    from .make_draft import resolve
+
+    return None if draft is False else resolve(draft if isinstance(draft, Mapping) else {}, config)
 
 
 def _config(shape: str, layout: str | None, weights: str | None, router: str, overrides: Mapping[str, Any]) -> ModelConfig:

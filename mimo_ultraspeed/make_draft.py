@@ -15,7 +15,7 @@ from .config import ModelConfig
 from .make import Spec, matrix_specs, mlp_specs, norm_spec, pieces, write_all, write_json
 from .safetensors_write import ShardWriter
 
-__all__ = ["make_draft", "parse_options"]
+__all__ = ["make_draft", "parse_options", "resolve"]
 
 _OPTIONS: dict[str, Any] = {
     "layers": None,
@@ -40,6 +40,10 @@ _OPTIONS: dict[str, Any] = {
     "vocab": None,
     "markov_rank": 0,
 }
+_UNSET = {"causal": bool, "vocab": int}
+"""Kinds of the options whose default is None in every shape."""
+_CHOICES = {"weights": ("bf16", "fp8", "mxfp4"), "spelling": ("nested", "flat"), "mask": ("pt", "tensor", "none")}
+_NAMES = {int: "an integer of 0 or more", float: "a number", bool: "true or false", str: "text", list: "a list"}
 
 
 def make_draft(
@@ -58,12 +62,9 @@ def make_draft(
       drafters have them for a target of this shape; weights ("bf16", "fp8" or "mxfp4"); spelling of config.json ("nested" as
       V2.5-Pro, "flat" as V2.6-Pro); mask ("pt": the file mask_embedding.pt, "tensor", or "none"); shards (1 writes no index);
       prefix of tensor names; vocab (V', fewer ids than the target's: adds d2t); markov_rank (adds a Markov head).
-    Raises ValueError for an unknown option.
+    Raises ValueError for an unknown option or value.
     """
-    unknown = sorted(set(options or {}) - set(_OPTIONS))
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is not an option of a made drafter; they are {', '.join(_OPTIONS)}")
-    o = _OPTIONS | _shape(target) | {key: value for key, value in (options or {}).items() if value is not None}
+    o = resolve(options or {}, target)
     specs = list(_tensors(o, target))
     dest.mkdir(parents=True)
     total = sum(spec.nbytes for spec in specs)
@@ -89,6 +90,24 @@ def make_draft(
         _write_sidecar(dest / "mask_embedding.pt", target.hidden_size, seed)
     write_json(dest / "config.json", _config(o, target))
     return dest
+
+
+def resolve(options: Mapping[str, Any], target: ModelConfig) -> dict[str, Any]:
+    """All options of `make_draft`, checked, for a target. ValueError for an unknown one, or a value of another kind."""
+    found = _OPTIONS | _shape(target)
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise ValueError(f"{name!r} is not an option of a made drafter; they are {', '.join(_OPTIONS)}")
+        if value is None:
+            continue
+        kind = _UNSET.get(name, type(found[name]))
+        fits = isinstance(value, (kind, int) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+        if not fits or (kind is int and value < 0):
+            raise ValueError(f"{name}: expected {_NAMES[kind]}, found {value!r}")
+        if value not in _CHOICES.get(name, (value,)):
+            raise ValueError(f"{name}: expected {', '.join(_CHOICES[name])}, found {value!r}")
+        found[name] = value
+    return found
 
 
 def _shape(target: ModelConfig) -> dict[str, Any]:

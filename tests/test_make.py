@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -265,3 +266,20 @@ def test_every_shape_is_a_valid_config():
     pro, flash = SHAPES["pro"], SHAPES["flash"]
     assert [i for i, sliding in enumerate(pro["hybrid_layer_pattern"]) if not sliding] == [0, 7, 15, 23, 31, 39, 47, 55, 62, 69]
     assert [i for i, sliding in enumerate(flash["hybrid_layer_pattern"]) if not sliding] == [0, 5, 11, 17, 23, 29, 35, 41, 47]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"leyers": 2}, "'leyers' is not an option"),
+        ({"layers": "two"}, "layers: expected an integer of 0 or more, found 'two'"),
+        ({"block": True}, "block: expected an integer"),
+        ({"rotary": "half"}, "rotary: expected a number"),
+        ({"sinks": 1}, "sinks: expected true or false"),
+        ({"weights": "int4"}, "weights: expected bf16, fp8, mxfp4, found 'int4'"),
+    ],
+)
+def test_a_wrong_drafter_is_refused_before_anything_is_written(tmp_path: Path, option: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make(tmp_path / "model", draft=option, progress=False)
+    assert not (tmp_path / "model").exists()
