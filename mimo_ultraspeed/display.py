@@ -1,12 +1,16 @@
-"""How things look: progress bars, sizes, notebook HTML."""
+"""How things look: progress bars, sizes, figures, notebook HTML."""
 
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-__all__ = ["bar", "paragraph", "size", "table"]
+__all__ = ["bar", "figure_class", "paragraph", "size", "table"]
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def bar(progress: bool, **settings: Any) -> Any:
@@ -26,6 +30,23 @@ def size(count: int) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def figure_class(path: str | os.PathLike[str] | None = None) -> Any:
+    """matplotlib's Figure. path: where one will be saved. Raises ImportError without matplotlib, ValueError for a file of another
+    kind than .png, .svg and .pdf, FileNotFoundError without its folder: all are better known before a measurement than after it.
+    """
+    if path is not None:
+        target = Path(path).expanduser()
+        if target.suffix.lower() not in _PICTURES:
+            raise ValueError(f"{path}: expected a name that ends in {', '.join(_PICTURES)}")
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"{path}: expected a file in a folder that is there, found no {target.parent}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plots need matplotlib, which is not installed: pip install 'mimo-ultraspeed[notebook]'") from None
+    return Figure
 
 
 def table(caption: str, rows: Iterable[tuple[str, object]]) -> str:

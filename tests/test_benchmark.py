@@ -256,7 +256,7 @@ def test_settings_of_one_number_and_of_generators() -> None:
     [
         (["one", "two"], "expected one model, found one and two"),
         (["hidden_size=64"], "overrides: they change a shape"),
-        (["--json", "nowhere/out.json"], "there is no folder nowhere"),
+        (["--json", "nowhere/out.json"], "found no nowhere"),
         (["--plot", "out.txt"], "expected a name that ends in .png, .svg, .pdf"),
         (["--shape", "huge"], "shape must be one of tiny"),
         (["missing-model/x"], "missing-model/x"),

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from ..display import figure_class
 from .figures import breakdown, middle_profile, widths
 from .result import BenchResult, Run
 
-__all__ = ["check", "plot"]
+__all__ = ["plot"]
 
-_ENDINGS = (".png", ".svg", ".pdf")
 _BLUE, _ORANGE, _GREY = "#31688e", "#e07b39", "#b8b8b8"
-
-
-def check(path: str | os.PathLike[str] | None = None) -> Any:
-    """matplotlib's Figure class. Raises ImportError without matplotlib, ValueError for a file of another kind than can be written:
-    both are better known before a measurement than after it."""
-    if path is not None and Path(path).suffix.lower() not in _ENDINGS:
-        raise ValueError(f"{path}: expected a name that ends in {', '.join(_ENDINGS)}")
-    try:
-        from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise ImportError("plots need matplotlib, which is not installed: pip install 'mimo-ultraspeed[notebook]'") from None
-    return Figure
 
 
 def plot(result: BenchResult, path: str | os.PathLike[str] | None = None) -> Any:
     """Left: the time of a step by its rows, one line for each number of threads, with quartiles. Right: where the time of one
     decoded token goes, in the last run. A part that was not measured is left empty. Returns the matplotlib Figure."""
-    figure = check(path)(figsize=(10, 4.2), layout="constrained")
+    figure = figure_class(path)(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for at, run in enumerate(result.runs):
         _draw_steps(left, run, at / max(1, len(result.runs) - 1))

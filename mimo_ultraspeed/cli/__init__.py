@@ -91,5 +91,7 @@ def _show_warning(
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{os.fspath(error.filename)}: {error.strerror}"  # without "[Errno 2]"
     expected = isinstance(error, ValueError | TypeError | OSError | RuntimeError | ImportError) and text
     return text if expected else f"{type(error).__name__}: {text}".removesuffix(": ")

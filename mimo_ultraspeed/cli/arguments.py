@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..options import RULES
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..options import GenerationArguments
 
-__all__ = ["DEFAULT_MODEL", "add_model", "add_running", "add_sampling", "dim", "load", "sampling"]
+__all__ = ["DEFAULT_MODEL", "add_model", "add_running", "add_sampling", "check_output", "dim", "load", "running", "sampling"]
 
 DEFAULT_MODEL = "smollm2-135m"
 _SAMPLING = (
@@ -89,19 +90,24 @@ def sampling(args: argparse.Namespace) -> GenerationArguments:
     return {name: value for name, value in options.items() if value is not None}  # type: ignore[return-value]
 
 
+def running(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_running` asked for, as `Model.from_pretrained` takes it."""
+    return {name: getattr(args, name) for name in ("device", "precision", "threads", "max_context", "pin", "revision")}
+
+
 def load(args: argparse.Namespace) -> Model:
     """The model the arguments name."""
     from ..model import Model
 
-    return Model.from_pretrained(
-        args.model,
-        device=args.device,
-        precision=args.precision,
-        threads=args.threads,
-        max_context=args.max_context,
-        pin=args.pin,
-        revision=args.revision,
-    )
+    return Model.from_pretrained(args.model, **running(args))
+
+
+def check_output(path: str | os.PathLike[str] | None) -> None:
+    """Before minutes of measuring, not after: FileNotFoundError without the folder of a file, IsADirectoryError for a folder."""
+    if path is not None and Path(path).is_dir():
+        raise IsADirectoryError(f"{path}: expected the name of a file, found a folder")
+    if path is not None and not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a file in a folder that is there, found no {Path(path).parent}")
 
 
 def dim(text: str, stream: IO[str] | None = None) -> str:

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from .arguments import DEFAULT_MODEL
+from .arguments import DEFAULT_MODEL, check_output
 from .make import is_override
 
 __all__ = ["add", "run"]
@@ -55,18 +55,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
 def run(args: argparse.Namespace) -> int:
     """Measures and prints the report. Status 130 after Ctrl-C, like other commands."""
     from ..benchmark import bench
-    from ..benchmark.plot import check
     from ..benchmark.settings import DEFAULT_WIDTHS
+    from ..display import figure_class
 
     models = [word for word in args.words if not is_override(word)]
     overrides = [word for word in args.words if is_override(word)]
     if len(models) > 1:
         raise ValueError(f"expected one model, found {' and '.join(models)}")
-    for path in (args.json, args.plot):
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    check_output(args.json)
     if args.plot is not None:
-        check(args.plot)
+        figure_class(args.plot)
     result = bench(
         models[0] if models else None,
         shape=args.shape,

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from .arguments import DEFAULT_MODEL, add_running, dim
+from .arguments import DEFAULT_MODEL, add_running, check_output, dim, running
 
 __all__ = ["add", "run"]
 
@@ -149,11 +149,7 @@ def _acceptance(args: argparse.Namespace) -> int:
         resume=args.resume,
         shard=args.shard,
         on_interrupt=lambda: interrupted.append(True),
-        device=args.device,
-        precision=args.precision,
-        threads=args.threads,
-        max_context=args.max_context,
-        revision=args.revision,
+        **running(args),
     )
     _show(args, result)
     if interrupted and args.out is not None:
@@ -179,8 +175,8 @@ def _self_check(args: argparse.Namespace) -> int:
     prompts = None
     if args.prompts is not None:
         prompts = [item.turns[0] for item in PromptSet.read(args.prompts).items[: args.answers]]
-    running = {name: getattr(args, name) for name in ("device", "precision", "threads", "max_context", "revision")}
-    with Model.from_pretrained(args.model, draft=args.draft, **running) as model:
+    check_output(args.save_dump)
+    with Model.from_pretrained(args.model, draft=args.draft, **running(args)) as model:
         found = self_check(
             model,
             prompts,
@@ -197,9 +193,9 @@ def _self_check(args: argparse.Namespace) -> int:
 def _check_plot(args: argparse.Namespace) -> None:
     """Before hours of measuring, not after."""
     if args.plot is not None:
-        from ..evaluate.plot import check_installed
+        from ..display import figure_class
 
-        check_installed()
+        figure_class(args.plot)
 
 
 def _show(args: argparse.Namespace, result: Any) -> None:
@@ -213,7 +209,10 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in _words(text))
+    try:
+        return tuple(float(word) for word in _words(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, found {text!r}") from None
 
 
 def _shard(text: str) -> tuple[int, int]:

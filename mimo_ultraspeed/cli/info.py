@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     )
     parser.add_argument("--draft", default="auto", metavar="PATH", help="folder of a drafter (default: the checkpoint's)")
     parser.add_argument("--precision", choices=("fast", "exact"), default="fast", help="for the memory plan")
-    parser.add_argument("--max-context", type=int, default=0, metavar="N", help="for the memory plan (default: the model's limit)")
+    parser.add_argument("--max-context", type=int, metavar="N", help="for the memory plan (default: the model's limit)")
     return parser
 
 
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from ..hardware import backends
     from ..model import open_checkpoint
 
+    if args.max_context is not None and args.max_context < 1:
+        raise ValueError(f"max_context: expected 1 or more, found {args.max_context}")
     checkpoint = open_checkpoint(args.model)
     drafter = open_drafter(args.draft, checkpoint, shipped=args.model if args.model in DEFAULT_MODELS else None)
     config, tensors, files = checkpoint.core_arguments()
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         tensors,
         files + [str(path) for path in drafter.files] if drafter is not None else files,
         precision=args.precision,
-        max_context=args.max_context,
+        max_context=args.max_context or 0,
         draft=drafter.to_core() if drafter is not None else None,
     )
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..display import size
-from .arguments import add_model, load
+from .arguments import add_model, check_output, load
 
 if TYPE_CHECKING:
     from ..train.export import Trained
@@ -207,6 +207,7 @@ def _measure(args: argparse.Namespace) -> int:
     from ..evaluate import load_prompts
     from ..train.measure import answer_greedily, measure
 
+    check_output(args.json)
     trained = _trained(args)
     sets = {one.name: [item.turns[0] for item in one.items[: args.limit]] for one in load_prompts((), args.prompts)}
     figures: dict[str, Any] = {}

@@ -44,6 +44,10 @@ def self_check(
     """
     from ..drafter import open_drafter
 
+    for name, value in (("answers", answers), ("stride", stride)):
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, found {value}")
+
     drafter = model.draft
     if drafter is None:
         raise ValueError("self-check: this model has no drafter")

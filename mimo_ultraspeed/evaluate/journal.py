@@ -24,7 +24,6 @@ class Journal:
 
         Raises FileExistsError for one that is there without `resume`, ValueError for one of another run.
         """
-        self.path = path
         self.records: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._file: IO[str] | None = None
         if path is None:
@@ -33,6 +32,7 @@ class Journal:
             raise FileExistsError(f"{path}: an unfinished run is there; go on with it (--resume) or remove it")
         kept = self._read(path, header) if path.exists() else [json.dumps(header)]
         # Written anew and swapped in: what an interrupt has left of a last line goes.
+        path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(path.name + ".new")
         fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         fresh.replace(path)
@@ -61,13 +61,11 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def close(self, *, remove: bool = False) -> None:
-        """Closes the file, and removes it when its content is safe elsewhere. Idempotent."""
+    def close(self) -> None:
+        """Closes the file. Idempotent."""
         if self._file is not None:
             self._file.close()
             self._file = None
-            if remove and self.path is not None:
-                self.path.unlink()
 
 
 def _check_same_run(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

@@ -6,29 +6,21 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..display import figure_class
+
 if TYPE_CHECKING:
     from .report import Evaluation
 
-__all__ = ["check_installed", "draw"]
-
-
-def check_installed() -> None:
-    """ImportError that says what to install when there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ImportError('plots need matplotlib: pip install "mimo-ultraspeed[notebook]"') from None
+__all__ = ["draw"]
 
 
 def draw(result: Evaluation, path: str | os.PathLike[str] | None = None) -> Any:
     """Three panels as a matplotlib Figure, saved to `path` in the format its ending names. ValueError for a run without rounds."""
-    check_installed()
-    from matplotlib.figure import Figure
-
+    create = figure_class(path)
     rows = [(scenario, name, one) for scenario, by_name in result.figures.items() for name, one in by_name.items()]
     if not rows:
         raise ValueError("plot: expected at least one answer with rounds, found none")
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    figure = create(figsize=(15, 4.5), layout="constrained")
     lengths, rates, histogram = figure.subplots(1, 3, width_ratios=[1.4, 1, 1])
     _lengths(lengths, rows)
     for number, (scenario, name, one) in enumerate(rows):

@@ -17,6 +17,8 @@ from .scenarios import PUBLISHED
 __all__ = ["Evaluation", "merge"]
 
 FORMAT = "mimo-ultraspeed acceptance 1"
+_HEADER = ("format", "settings", "prompts", "model", "machine", "software", "shard")
+_KEYS = (*_HEADER, "complete", "answers_expected", "figures", "answers")
 ALL = "all"
 """The row that pools every scenario."""
 
@@ -70,7 +72,7 @@ class Evaluation:
         """From the header of a run, or of several that were merged, and its answers in any order."""
         answers = sorted((dict(record) for record in records), key=lambda record: _order(header, record))
         wanted = _wanted(header)
-        data = {name: header[name] for name in ("format", "settings", "prompts", "model", "machine", "software", "shard")}
+        data = {name: header[name] for name in _HEADER}
         data |= {"complete": len(answers) == wanted, "answers_expected": wanted}
         data |= {"figures": _figures(header, answers), "answers": answers}
         return cls(json.loads(json.dumps(data)))
@@ -85,6 +87,9 @@ class Evaluation:
             raise ValueError(f"{source}: expected a result of `evaluate acceptance`, found damage: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"{source}: expected a result of `evaluate acceptance` ({FORMAT}), found something else")
+        missing = [name for name in _KEYS if name not in data]
+        if missing:
+            raise ValueError(f"{source}: expected a result of `evaluate acceptance`, found one without {', '.join(missing)}")
         return cls(data)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -142,7 +147,7 @@ class Evaluation:
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Acceptance lengths, conditional rates and histograms as a matplotlib figure, saved if a path is given.
 
-        ImportError without matplotlib: `pip install "mimo-ultraspeed[notebook]"`.
+        ImportError without matplotlib: `pip install 'mimo-ultraspeed[notebook]'`.
         """
         from .plot import draw
 

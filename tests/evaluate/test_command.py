@@ -31,8 +31,9 @@ def opened(monkeypatch: pytest.MonkeyPatch, fake_model: Any) -> list[dict[str, A
 def test_acceptance_prints_a_table_and_writes_json(
     opened: list[dict[str, Any]], prompt_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run.json"
-    assert main([*WORDS, "--prompts", str(prompt_file), "--out", str(out), "--limit", "2"]) == 0
+    out = tmp_path / "new" / "run.json"
+    assert main([*WORDS, "--prompts", str(prompt_file), "--out", str(out), "--limit", "2", "--pin"]) == 0
+    assert all(call["pin"] for call in opened)
     told = capsys.readouterr().out
     assert all(part in told for part in ("mine", "drafter T=0", "lookup T=0", "both T=0", "tokens/round", "break-even"))
     assert [call["draft"] for call in opened] == ["auto", None]
@@ -72,7 +73,7 @@ def test_without_matplotlib_the_error_comes_first(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*WORDS, "--plot", "run.png"]) == 1
-    assert 'pip install "mimo-ultraspeed[notebook]"' in capsys.readouterr().err and not opened
+    assert "pip install 'mimo-ultraspeed[notebook]'" in capsys.readouterr().err and not opened
 
 
 def test_wrong_words(opened: list[dict[str, Any]], tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,12 +81,25 @@ def test_wrong_words(opened: list[dict[str, Any]], tiny_path: Path, capsys: pyte
         (["--modes", "draft"], "modes: expected some of drafter, lookup, both"),
         (["--scenarios", "maths"], "found 'maths'"),
         (["--resume"], "--resume needs --out"),
-        (["--prompts", "/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--prompts", "/nowhere.jsonl"], "error: /nowhere.jsonl: No such file"),
+        (["--scenarios", ""], "expected a scenario or a file"),
+        (["--plot", "run.jpg"], "expected a name that ends in .png"),
+        (["--plot", "/nowhere/run.png"], "found no /nowhere"),
     ):
         assert main(["evaluate", "acceptance", *words]) == 1
         assert told in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["evaluate", "acceptance", "--shard", "3/2"])
+        assert not opened
+    for word, told in (("--shard=3/2", "expected I/N"), ("--temperature=warm", "expected numbers with commas")):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "acceptance", word])
+        assert told in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("damage", "[]", '{"format": "mimo-ultraspeed acceptance 1"}'):
+        (tmp_path / "part.json").write_text(text)
+        assert main(["evaluate", "merge", str(tmp_path / "part.json")]) == 1
+        assert "part.json: expected a result of `evaluate acceptance`" in capsys.readouterr().err
 
 
 def test_a_model_without_a_drafter_says_so(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
