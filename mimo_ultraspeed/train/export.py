@@ -24,6 +24,7 @@ from ..safetensors_read import read_header
 from ..safetensors_write import ShardWriter, bf16_from_f32
 from ..weights import Weights
 from .drafter import DrafterConfig, Parameters
+from .trainer import load_training
 
 __all__ = ["FORMATS", "Trained", "export_drafter", "load_drafter", "load_run"]
 
@@ -44,7 +45,7 @@ class Trained:
 
 def load_run(path: str | Path, *, averaged: bool = True) -> Trained:
     """The drafter of a training checkpoint. averaged: the moving average of its weights, not the last ones."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_training(path)
     parameters = {name: value.float() for name, value in state["ema" if averaged else "parameters"].items()}
     parameters["fc.weight"] = parameters["fc.weight"] / state["tap_rms"]
     return Trained(DrafterConfig(**state["config"]), parameters, state["head_ids"].numpy())
@@ -80,10 +81,11 @@ def export_drafter(trained: Trained, folder: str | Path, *, weights: str = "fp8"
 def load_drafter(folder: str | Path) -> Trained:
     """The drafter of a folder that `export_drafter` wrote. CheckpointError when it is of another kind."""
     source = Folder(Path(folder))
-    raw, path = source.json_object(CONFIG), source.file(SINGLE)
+    raw = source.json_object(CONFIG)
     missing = [name for name in _SAME if name not in raw]
     if missing:
-        raise CheckpointError(f"{path.parent / CONFIG}: expected what `train export` writes, found no {', '.join(missing)}")
+        raise CheckpointError(f"{source.path / CONFIG}: expected what `train export` writes, found no {', '.join(missing)}")
+    path = source.file(SINGLE)
     read = DraftConfig.from_dict(raw, target_layers=raw["num_target_layers"])
     weights = Weights([Tensor(one.name, one.dtype, one.shape, 0, one.begin, one.end) for one in read_header(path, SINGLE)], [path])
     if "d2t" not in weights:

@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from ..display import figure_class
+
 __all__ = ["plot_log"]
 
 _SMOOTHED = 0.9
@@ -18,16 +20,12 @@ def plot_log(log: str | Path, path: str | Path | None = None) -> Any:
     Thin lines are the log's own values, thick ones their moving average. Saved to `path` in the format that its ending names.
     ImportError without matplotlib, ValueError for a log without a line.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install mimo-ultraspeed[train]") from None
-
+    create = figure_class(path)
     with Path(log).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"{log}: expected at least one line of a run, found none")
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = create(figsize=(12, 3.6), layout="constrained")
     loss, accepted, rates = figure.subplots(1, 3)
     _curve(loss, rows, "loss", 0)
     _curve(accepted, rows, "accepted", 0)

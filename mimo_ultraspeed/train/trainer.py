@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import pickle
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..display import bar
+from ..errors import CheckpointError
 from .data import read_answers
 from .drafter import Block, DrafterConfig, Parameters, context, hidden, markov_bias
 from .features import Features
@@ -90,6 +92,10 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError(f"steps, minutes: expected exactly one of them, found {self.steps} and {self.minutes}")
+        for name in ("steps", "minutes", "lr", "sequences", "anchors", "workers"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected more than 0, found {value}")
         if min(self.lengths, default=0) < 2:
             raise ValueError(f"lengths: expected block lengths of 2 or more, found {self.lengths}")
 
@@ -132,6 +138,8 @@ class Trainer:
     ) -> None:
         """data: folder of answers. cache: folder for taps; default: beside the answers."""
         self.options, self.out, self._data = options, Path(out), Path(data)
+        if not any(self._data.glob("answers-*.jsonl")):
+            raise ValueError(f"{self._data}: expected answers to train on, found none")
         self.out.mkdir(parents=True, exist_ok=True)
         saved = load_training(self.out / CHECKPOINT) if (self.out / CHECKPOINT).exists() else None
         if saved is not None:
@@ -387,6 +395,11 @@ class _Window:
 
 
 def load_training(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of a run. Nothing in it is executed."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """A checkpoint of a run. Nothing in it is executed. Raises OSError, and CheckpointError for a file of another kind."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        state = None
+    if not isinstance(state, dict) or not {"config", "parameters", "ema", "step"} <= state.keys():
+        raise CheckpointError(f"{path}: expected the checkpoint of a run of `train drafter`, found something else")
     return state

@@ -83,6 +83,10 @@ def test_errors_name_what_was_expected(tiny_path: Path, prompts: Path, tmp_path:
     pytest.importorskip("torch", reason="not run: torch is not installed")
     assert main(["train", "export", str(tmp_path), str(tmp_path / "dest")]) == 1
     assert "training.pt: expected the checkpoint of a run, found none" in capsys.readouterr().err
+    assert main(["train", "export", str(prompts), str(tmp_path / "dest")]) == 1
+    assert "prompts.jsonl: expected the checkpoint of a run of `train drafter`, found" in capsys.readouterr().err
+    assert main(["train", "measure", str(tiny_path), str(prompts)]) == 1
+    assert "config.json: expected what `train export` writes, found no" in capsys.readouterr().err
     command = ["train", "drafter", "--data", str(tmp_path), "--out", str(tmp_path / "o"), "--steps", "1", *model]
     assert main([*command, "--loss", "mse"]) == 1
     assert "loss: expected ce, kl, tv, found 'mse'" in capsys.readouterr().err
@@ -90,5 +94,8 @@ def test_errors_name_what_was_expected(tiny_path: Path, prompts: Path, tmp_path:
     assert "taps: expected" in capsys.readouterr().err
     assert main([*command, "--taps", "0,9"]) == 1
     assert "taps: expected" in capsys.readouterr().err
+    assert main([*command, "--anchors", "0"]) == 1
+    assert "anchors: expected more than 0, found 0" in capsys.readouterr().err
     assert main([*command, "--taps", "0,3"]) == 1
     assert "expected answers to train on, found none" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists() and not (tmp_path / "taps").exists()
