@@ -29,6 +29,17 @@ def tiny_model(tiny_path: Path) -> Iterator[mu.Model]:
 
 
 @pytest.fixture(scope="session")
+def default_folder() -> Path:
+    """The checkpoint of the embedded default model, fetched and converted on first use."""
+    from mimo_ultraspeed.default_model import ensure_default
+
+    try:
+        return ensure_default(progress=False)
+    except ConnectionError as error:
+        pytest.skip(f"not run: {error}")
+
+
+@pytest.fixture(scope="session")
 def package_environment() -> dict[str, str]:
     """Environment in which a child process imports the same package as this one, from whatever folder it runs in."""
     return {**os.environ, "PYTHONPATH": str(Path(mu.__file__).parents[1])}

@@ -290,10 +290,7 @@ def test_without_matplotlib_the_extra_is_named(
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_plot_is_written(tmp_path: Path, ending: str) -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        pytest.skip("not run: needs matplotlib")
+    pytest.importorskip("matplotlib", reason="not run: matplotlib is not installed")
     file = tmp_path / f"out.{ending}"
     left, right = result_of(made_up(), made_up()).plot(file).axes
     assert file.stat().st_size > 1000

@@ -240,15 +240,11 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 @pytest.mark.model
-def test_the_real_model():
+def test_the_real_model(default_folder):
     from mimo_ultraspeed.checkpoint import Checkpoint
 
-    try:
-        folder = ensure_default(progress=False)
-    except ConnectionError as error:
-        pytest.skip(f"not run: {error}")
     assert verify_default() == []
-    config = Checkpoint.open(folder).config
+    config = Checkpoint.open(default_folder).config
     assert (config.num_hidden_layers, config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size) == (
         30,
         8,
@@ -258,14 +254,10 @@ def test_the_real_model():
 
 
 @pytest.mark.model
-def test_the_real_tokenizer():
+def test_the_real_tokenizer(default_folder):
     from tokenizers import Tokenizer
 
-    try:
-        folder = ensure_default(progress=False)
-    except ConnectionError as error:
-        pytest.skip(f"not run: {error}")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(default_folder / "tokenizer.json"))
     golden = json.loads((Path(__file__).parent / "golden" / "smollm2_tokens.json").read_text())
     assert len(golden) > 100
     for text, ids in golden:

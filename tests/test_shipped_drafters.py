@@ -12,7 +12,7 @@ import pytest
 import mimo_ultraspeed as mu
 from mimo_ultraspeed import drafter as drafter_module
 from mimo_ultraspeed.checkpoint import Checkpoint
-from mimo_ultraspeed.default_model import DEFAULT_MODELS, ensure_default
+from mimo_ultraspeed.default_model import DEFAULT_MODELS
 from mimo_ultraspeed.drafter import SHIPPED, open_drafter
 from mimo_ultraspeed.make import make
 from mimo_ultraspeed.make_draft import make_draft
@@ -37,11 +37,12 @@ def test_a_shipped_drafter_serves_its_model_however_that_is_stored(tmp_path: Pat
     assert found is not None and found.folder == own
 
 
-@pytest.mark.parametrize("name", NAMES or ["none"])
+def test_a_drafter_of_the_default_model_is_shipped() -> None:
+    assert "smollm2-135m" in NAMES and set(NAMES) <= set(DEFAULT_MODELS)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_folder_is_whole_and_small_and_tells_how_it_was_made(name: str) -> None:
-    if not NAMES:
-        pytest.skip("not run: no drafter is shipped")
-    assert name in DEFAULT_MODELS
     folder = SHIPPED / name
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (folder / "model.safetensors").stat().st_size <= 16 << 20
@@ -60,13 +61,7 @@ def test_the_folders_are_package_data() -> None:
 
 
 @pytest.fixture(scope="module")
-def default_model() -> Iterator[mu.Model]:
-    if "smollm2-135m" not in NAMES:
-        pytest.skip("not run: no drafter of smollm2-135m is shipped")
-    try:
-        ensure_default(progress=False)
-    except ConnectionError as error:
-        pytest.skip(f"not run: {error}")
+def default_model(default_folder: Path) -> Iterator[mu.Model]:
     with mu.Model.from_pretrained("smollm2-135m", threads=2, progress=False) as model:
         yield model
 

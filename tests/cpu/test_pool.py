@@ -13,6 +13,8 @@ from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
 from mimo_ultraspeed.make import make
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not run: this system has no affinity masks")
+
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
@@ -23,7 +25,6 @@ def tasks() -> set[int]:
     return {int(path.name) for path in Path("/proc/self/task").iterdir()}
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="not run: this system has no affinity masks")
 def test_pinned_workers_stay_on_one_core_each(arguments: tuple[Any, Any, Any]) -> None:
     free = _probe.Engine(*arguments, threads=3)
     free.load()
@@ -37,7 +38,6 @@ def test_pinned_workers_stay_on_one_core_each(arguments: tuple[Any, Any, Any]) -
     assert sorted(os.sched_getaffinity(0)) == cores  # the caller's own thread is left alone
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not run: this system has no affinity masks")
 def test_pinned_workers_keep_to_the_cores_of_the_process(arguments: tuple[Any, Any, Any]) -> None:
     cores = os.sched_getaffinity(0)
     last = max(cores)

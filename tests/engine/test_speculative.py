@@ -14,7 +14,6 @@ import pytest
 import mimo_ultraspeed as mu
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
-from mimo_ultraspeed.default_model import model_folder
 from mimo_ultraspeed.drafter import open_drafter
 from mimo_ultraspeed.make import make
 
@@ -421,10 +420,9 @@ def test_rounds_allocate_nothing(open_engine: OpenEngine) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("default_folder")
 def test_the_default_model() -> None:
-    """Its answers with drafts (of its shipped drafter, if there is one, and of lookup) are those without."""
-    if not model_folder("smollm2-135m").is_dir():
-        pytest.skip("not run: smollm2-135m has not been fetched")
+    """Its answers with drafts (of its shipped drafter and of lookup) are those without."""
     asked = [
         "Count from 1 to 12, then again.",
         "def add(a, b):\n    return a + b\n\ndef add(a, b, c):",
