@@ -139,6 +139,14 @@ def test_interval_is_seeded_and_covers() -> None:
     assert bootstrap_interval(tokens, steps, seed=1) != bootstrap_interval(tokens, steps, seed=2)
 
 
+def test_an_interval_pools_and_has_its_level() -> None:
+    tokens, steps = [8, 9] * 50, [1, 9] * 50
+    low, high = bootstrap_interval(tokens, steps)
+    assert 1.4 < low < 1.7 < high < 2.1  # 850 tokens in 500 rounds; the mean of 8 and 1 is another thing
+    narrow, wide = (bootstrap_interval(tokens, steps, level=level) for level in (0.5, 0.99))
+    assert wide[0] < low < narrow[0] < narrow[1] < high < wide[1]
+
+
 def test_turns_of_one_conversation_are_drawn_together() -> None:
     good, bad = rounds((7, 7, 8), (7, 7, 8), reason="length"), rounds((7, 0, 1), (7, 0, 1), reason="length")
     together = figures([good, bad] * 10, units=[str(at // 2) for at in range(20)])

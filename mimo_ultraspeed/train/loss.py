@@ -41,8 +41,10 @@ def slot_weights(probabilities: Tensor, valid: Tensor, kind: str, *, alpha: floa
     """[A, S]: what slot k is worth. probabilities: [A, S] of the label under the drafter.
 
     "dpace": the derivative of the expected accepted length by log p_k, with p smoothed to (1 - alpha) p + alpha.
-    "exp": exp(-(k - 1) / gamma). "even": 1. Slots that are not valid get 0.
+    "exp": exp(-(k - 1) / gamma). "even": 1. Slots that are not valid get 0. ValueError for another kind.
     """
+    if kind not in WEIGHTS:
+        raise ValueError(f"weights: expected {', '.join(WEIGHTS)}, found {kind!r}")
     if kind == "exp":
         slots = torch.arange(valid.shape[1], dtype=torch.float32, device=valid.device)
         return torch.exp(-slots / gamma) * valid

@@ -81,5 +81,7 @@ def test_mixes_as_text() -> None:
         parse_mix("ce,mse=1")
     with pytest.raises(ValueError, match=r"loss: kl: expected a number, found 'x'"):
         parse_mix("kl=x")
+    with pytest.raises(ValueError, match=r"weights: expected dpace, exp, even, found 'flat'"):
+        slot_weights(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), "flat")
     with pytest.raises(ValueError, match=r"need the target's logits, found None"):
         losses(LOGITS, Labels(PLACES, VALID), {"kl": 1.0})
