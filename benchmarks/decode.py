@@ -127,7 +127,7 @@ def fetch_gguf() -> Path:
 
     folder = Path(tempfile.gettempdir()) / "mimo-ultraspeed-bench"
     folder.mkdir(exist_ok=True)
-    found = sorted(folder.glob("**/*.gguf"))
+    found = sorted(folder.glob("**/SmolLM2-*.gguf"))  # made models lie there too
     if found:
         return found[0]
     subprocess.run(

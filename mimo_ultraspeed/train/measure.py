@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Measured", "answer_greedily", "lookup", "measure", "prefixes", "rounds"]
 
 METHODS = ("drafter", "lookup", "both")
-LONGEST_GRAM, SHORTEST_GRAM, TRUSTED_GRAM = 4, 2, 4
+LONGEST_GRAM, SHORTEST_GRAM = 4, 2
 
 
 @dataclass(frozen=True)
@@ -81,27 +81,27 @@ def prefixes(trained: Trained, model: Model, weights: TargetWeights, record: Map
     return counts
 
 
-def lookup(tokens: Sequence[int], anchor: int, count: int) -> tuple[list[int], int]:
-    """At most `count` tokens that followed the latest earlier occurrence of the longest n-gram before the anchor; and n, or 0."""
+def lookup(tokens: Sequence[int], anchor: int, count: int) -> list[int]:
+    """At most `count` tokens that followed the latest earlier occurrence of the longest n-gram up to the anchor; [] without one."""
     for gram in range(LONGEST_GRAM, SHORTEST_GRAM - 1, -1):
         wanted = list(tokens[anchor + 1 - gram : anchor + 1])
         for end in range(anchor - 1, gram - 2, -1):
             if list(tokens[end + 1 - gram : end + 1]) == wanted:
-                return list(tokens[end + 1 : min(end + 1 + count, anchor + 1)]), gram
-    return [], 0
+                return list(tokens[end + 1 : min(end + 1 + count, anchor + 1)])
+    return []
 
 
 def rounds(record: Mapping[str, Sequence[int]], from_drafter: NDArray[np.int64], method: str, size: int) -> list[int]:
     """Drafts that come true in each round of an answer. A round begins only where a whole block still fits.
 
-    method: "drafter", "lookup", or "both": a lookup that matches a 4-gram, else the drafter.
+    method: "drafter", "lookup", or "both": a lookup where there is one, else the drafter.
     """
     tokens = [*record["prompt"], *record["answer"]]
     first, at = len(record["prompt"]), len(record["prompt"])
     counts = []
     while at + size <= len(tokens):
-        found, gram = lookup(tokens, at, size - 1) if method != "drafter" else ([], 0)
-        if method == "lookup" or gram >= TRUSTED_GRAM:
+        found = lookup(tokens, at, size - 1) if method != "drafter" else []
+        if method == "lookup" or found:
             right = 0
             while right < len(found) and found[right] == tokens[at + 1 + right]:
                 right += 1

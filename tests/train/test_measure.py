@@ -21,12 +21,12 @@ from mimo_ultraspeed.train.trainer import CHECKPOINT, Trainer, TrainOptions  # n
 def test_lookup_takes_the_latest_occurrence_of_the_longest_gram() -> None:
     #         0  1  2  3  4  5  6  7  8  9 10
     tokens = [1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3]
-    assert lookup(tokens, 10, 4) == ([4, 9, 2, 3], 3)
-    assert lookup(tokens, 10, 2) == ([4, 9], 3)
-    assert lookup(tokens[1:], 9, 3) == ([5, 1, 2], 2)
-    assert lookup(tokens, 7, 3) == ([], 0)
+    assert lookup(tokens, 10, 4) == [4, 9, 2, 3]
+    assert lookup(tokens, 10, 2) == [4, 9]
+    assert lookup(tokens[1:], 9, 3) == [5, 1, 2]
+    assert lookup(tokens, 7, 3) == []
     # What it copies never reaches beyond the anchor.
-    assert lookup([7, 7, 7], 2, 5) == ([7], 2)
+    assert lookup([7, 7, 7], 2, 5) == [7]
 
 
 def test_rounds_by_hand() -> None:
@@ -36,8 +36,8 @@ def test_rounds_by_hand() -> None:
     assert rounds(record, np.minimum(known, 2), "drafter", 3) == [2, 0, 2, 1]
     # Lookup: nothing at the first token; "1 2" was followed by 3 4, then "2 3 4 5" by 6 1, of which one comes true.
     assert rounds(record, known, "lookup", 3) == [0, 2, 1, 0, 0]
-    # Both: lookup is trusted where four tokens match, as at the fifth.
-    assert rounds(record, np.zeros(9, np.int64), "both", 3) == [0, 0, 0, 2, 0, 0]
+    # Both: the drafter's two at the first token, lookup's two after "1 2 3 4"; then there is nothing to look up.
+    assert rounds(record, np.minimum(known, 2), "both", 3) == [2, 2, 0, 1]
 
 
 def test_figures_of_a_method() -> None:
