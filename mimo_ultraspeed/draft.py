@@ -115,6 +115,8 @@ class DraftConfig:
     """Whether a row sees no later row of its block, in layers without and with a window."""
     block_size: int
     """B, rows of a block, the anchor included."""
+    short_block_size: int
+    """Rows of a cheaper block that the drafter was trained to fill as well, 0 without one. Not in published drafters."""
     target_layer_ids: tuple[int, ...]
     """Layers of the target whose residual streams make the context."""
     mask_token_id: int | None
@@ -173,6 +175,9 @@ def _read(given: Fields, target_layers: int) -> DraftConfig:
     block = given.integer("block_size")
     if not 2 <= block <= MAX_BLOCK:
         raise given.fail("block_size", f"2 to {MAX_BLOCK}", block)
+    short = given.integer("short_block_size", default=0, least=0)
+    if short and not 2 <= short < block:
+        raise given.fail("short_block_size", f"0, or 2 to {block - 1}", short)
     pattern, by_type = _read_pattern(given, layers)
     window = given.integer("swa_window_size", "sliding_window", default=None if any(pattern) else 0, least=int(any(pattern)))
     # Drafters that list layer types and say nothing else are causal in their sliding layers.
@@ -195,6 +200,7 @@ def _read(given: Fields, target_layers: int) -> DraftConfig:
         window=window if any(pattern) else 0,
         causal=causal,
         block_size=block,
+        short_block_size=short,
         target_layer_ids=_read_taps(given, target_layers),
         mask_token_id=_optional(given, "mask_token_id", least=0),
         num_target_layers=_optional(given, "num_target_layers"),

@@ -118,6 +118,7 @@ class Drafter:
             "tensors": list(self.tensors),
             "taps": list(self.taps),
             "block": config.block_size,
+            "short_block": config.short_block_size,
             "qk_norm": int("model.layers.0.self_attn.q_norm.weight" in names),
             "markov_rank": self.markov_rank,
             "causal_full": int(config.causal[0]),

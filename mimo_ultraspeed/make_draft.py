@@ -20,6 +20,7 @@ __all__ = ["make_draft", "parse_options", "resolve"]
 _OPTIONS: dict[str, Any] = {
     "layers": None,
     "block": 8,
+    "short_block": 0,
     "taps": None,
     "heads": None,
     "kv_heads": None,
@@ -57,8 +58,8 @@ def make_draft(
 ) -> Path:
     """Writes a random drafter of `target` into the new folder `dest` and returns its path.
 
-    options: layers, block, taps (a list of target layers), heads, kv_heads, head_dim, intermediate, window (0: none), rotary (part
-      of a head that is rotated), rope_theta, value_scale, sinks, qk_norm, causal (None: not said), all by default as the published
+    options: layers, block, short_block (0: none), taps (a list of target layers), heads, kv_heads, head_dim, intermediate, window
+      (0: none), rotary (part of a head that is rotated), rope_theta, value_scale, sinks, qk_norm, causal (None: not said), all by default as the published
       drafters have them for a target of this shape; weights ("bf16", "fp8" or "mxfp4"); spelling of config.json ("nested" as
       V2.5-Pro, "flat" as V2.6-Pro); mask ("pt": the file mask_embedding.pt, "tensor", or "none"); shards (1 writes no index);
       prefix of tensor names; vocab (V', fewer ids than the target's: adds d2t); markov_rank (adds a Markov head).
@@ -179,6 +180,8 @@ def _config(o: Mapping[str, Any], target: ModelConfig) -> dict[str, Any]:
         "block_size": o["block"],
     }
     dflash = {"target_layer_ids": o["taps"], "mask_token_id": target.vocab_size - 1}
+    if o["short_block"]:
+        dflash["short_block_size"] = o["short_block"]
     if o["causal"] is not None:
         dflash["causal"] = o["causal"]
     if o["spelling"] == "nested":

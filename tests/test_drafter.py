@@ -111,6 +111,7 @@ def test_the_published_config() -> None:
         window=1024,
         causal=(False, False),
         block_size=8,
+        short_block_size=0,
         target_layer_ids=(0, 15, 31, 47, 69),
         mask_token_id=151669,
         num_target_layers=70,
@@ -139,6 +140,7 @@ def test_a_drafter_of_another_family() -> None:
     ("change", "message"),
     [
         ({"block_size": 17}, "block_size: expected 8 as|block_size: expected 2 to 16, found 17"),
+        ({"short_block_size": 8}, "short_block_size: expected 0, or 2 to 7, found 8"),
         (
             {"dflash_config": {"target_layer_ids": [0, 70]}},
             r"target_layer_ids\[1\]: expected a layer of the target, 0 to 69, found 70",

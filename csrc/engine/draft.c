@@ -162,6 +162,7 @@ static void choose_block(void *context, size_t b, size_t worker)
 /* The drafter's offers to jobs [count]. */
 static void draft(mimo_engine *engine, mimo_job *const *jobs, size_t count, size_t slots)
 {
+    const mimo_draft_config *config = &engine->draft->config;
     mimo_drafting *d = &engine->drafting;
     d->slots = slots;
     for (size_t first = 0; first < count; first += d->most_blocks) {
@@ -179,7 +180,7 @@ static void draft(mimo_engine *engine, mimo_job *const *jobs, size_t count, size
         step.anchor = d->anchor;
         step.position = d->position;
         step.block_kv = d->kv;
-        step.width = engine->draft->config.model.block;
+        step.width = slots < config->short_block ? config->short_block : config->model.block;
         step.slots = slots;
         step.logits = d->logits;
         step.logits_stride = d->logits_stride;
@@ -254,6 +255,13 @@ static bool wants_drafter(mimo_engine *engine, mimo_job *job, size_t most)
     return mimo_patience_allows(&spec->patience);
 }
 
+/* Drafts to ask for: where width goes by cost, those of a short block, until one has come true as a whole. */
+static size_t slots_of(const mimo_engine *engine, const mimo_job *job, size_t most)
+{
+    const size_t brief = engine->draft->config.short_block;
+    return (brief > 0 && job->spec.width == 0 && !job->spec.ran_out ? mimo_min(most, brief) : most) - 1;
+}
+
 /* Rows that a job may verify: no more than it has room and need for. */
 static size_t most_rows(const mimo_engine *engine, const mimo_job *job)
 {
@@ -303,7 +311,7 @@ void mimo_draft_round(mimo_engine *engine)
             look_up(job, bid[i].most - 1);
         if (wants_drafter(engine, job, bid[i].most)) {
             asking[asked++] = job;
-            slots = mimo_max(slots, bid[i].most - 1);
+            slots = mimo_max(slots, slots_of(engine, job, bid[i].most));
         }
     }
     if (asked > 0)
@@ -335,6 +343,8 @@ void mimo_draft_learn(mimo_engine *engine, mimo_job *job, const uint32_t *token,
     for (size_t i = 0; i < 2; i++)
         mimo_trust_observe(&engine->trust, offers[i]->origin, is_sampled(job), offers[i]->grade, offers[i]->token,
                            offers[i]->count, token, came);
+    if (spec->drafted.count > 0)
+        spec->ran_out = spec->used == &spec->drafted && came > spec->drafted.count;
     spec->lookup_was_right = spec->looked_up.count > 0 && spec->looked_up.token[0] == token[0];
 }
 

@@ -52,6 +52,7 @@ typedef struct mimo_offer {
 /* A job's side of drafting; all the driver's but the rounds, which the mutex guards. */
 typedef struct mimo_speculation {
     bool on, drafter, argmax, lookup_was_right;
+    bool ran_out; /* the drafter's last offer was right to its end */
     mimo_rule rule;
     uint32_t width; /* 0: by cost */
     uint32_t *script;

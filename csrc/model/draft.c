@@ -30,6 +30,8 @@ mimo_status mimo_draft_config_check(const mimo_draft_config *draft, const mimo_c
     MIMO_TRY(mimo_config_check(model, err));
     MIMO_TRY(check_range("taps", model->taps, 1, MIMO_MAX_TAPS, err));
     MIMO_TRY(check_range("block", model->block, 2, MIMO_MAX_BLOCK, err));
+    if (draft->short_block != 0)
+        MIMO_TRY(check_range("short_block", draft->short_block, 2, model->block - 1, err));
     MIMO_TRY(check_range("markov_rank", model->markov_rank, 0, MIMO_MAX_MARKOV_RANK, err));
     MIMO_TRY(check_range("causal_full", draft->causal[MIMO_FULL], 0, 1, err));
     MIMO_TRY(check_range("causal_sliding", draft->causal[MIMO_SLIDING], 0, 1, err));

@@ -21,6 +21,7 @@ typedef struct mimo_draft_config {
     uint32_t causal[2];          /* in layers of a kind, 1: a block row sees no later row of its block */
     uint32_t window_from_anchor; /* 1: every row of a block sees context [a - window, a); 0: row at p sees [p - window +
                                     1, a) */
+    uint32_t short_block;        /* rows of a cheaper block that it was trained to fill as well; 0: none */
     const uint32_t *target_id;   /* [V'] the target's id of each drafted index; NULL: the same, and V' is V */
 } mimo_draft_config;
 

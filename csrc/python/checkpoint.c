@@ -351,6 +351,7 @@ static int read_draft_config(mimo_python_draft *out, PyObject *dict)
         uint32_t *to;
     } numbers[] = {
         {"block", &config->model.block},
+        {"short_block", &config->short_block},
         {"qk_norm", &config->model.qk_norm},
         {"markov_rank", &config->model.markov_rank},
         {"causal_full", &config->causal[MIMO_FULL]},

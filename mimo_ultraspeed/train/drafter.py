@@ -42,6 +42,8 @@ class DrafterConfig:
     taps: tuple[int, ...]
     """Target layers whose residual stream, after them, is the context."""
     block_size: int = 8
+    short_block_size: int = 4
+    """A length of training blocks that the engine may draft instead, where little is expected; 0: none."""
     window: int = 512
     """A row sees context positions less than this far before its own."""
     value_scale: float = 1.0

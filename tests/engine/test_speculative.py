@@ -33,21 +33,25 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("made") / "tiny", draft=True, progress=False)
 
 
+def load_engine(path: Path, precision: str = "fast", drafter: bool = True) -> Any:
+    checkpoint = Checkpoint.open(path)
+    config, tensors, files = checkpoint.core_arguments()
+    draft = open_drafter("auto", checkpoint) if drafter else None
+    if draft is not None:
+        files += [str(file) for file in draft.files]
+    wiring = draft.to_core() if draft is not None else None
+    engine = _probe.Engine(config, tensors, files, draft=wiring, precision=precision, threads=2)
+    engine.load()
+    return engine
+
+
 @pytest.fixture(scope="module")
 def open_engine(path: Path) -> Iterator[OpenEngine]:
     engines: dict[tuple[str, bool], Any] = {}
 
     def get(precision: str = "fast", drafter: bool = True) -> Any:
         if (precision, drafter) not in engines:
-            checkpoint = Checkpoint.open(path)
-            config, tensors, files = checkpoint.core_arguments()
-            draft = open_drafter("auto", checkpoint) if drafter else None
-            if draft is not None:
-                files += [str(file) for file in draft.files]
-            wiring = draft.to_core() if draft is not None else None
-            engine = _probe.Engine(config, tensors, files, draft=wiring, precision=precision, threads=2)
-            engine.load()
-            engines[precision, drafter] = engine
+            engines[precision, drafter] = load_engine(path, precision, drafter)
         return engines[precision, drafter]
 
     yield get
@@ -233,6 +237,35 @@ def test_drafts_are_those_of_the_drafter(open_engine: OpenEngine) -> None:
     ids = np.random.default_rng(44).integers(0, V, 300).tolist()
     jobs = [engine.submit(ids, **call) for _ in range(3)]
     assert all(check_drafts(engine, ids, job, **options) > 5 for job in jobs)
+
+
+def test_a_short_block_is_drafted_until_it_comes_true(tmp_path: Path) -> None:
+    """Up to 4 rows a block of 4 is filled, and a longer one only right after a short one that was right to its end."""
+    kinds: dict[str, dict[str, Any]] = {"eight": {}, "four": {"block": 4}, "short": {"short_block": 4}}
+    engines = {name: load_engine(make(tmp_path / name, draft=kind, progress=False)) for name, kind in kinds.items()}
+    options: dict[str, Any] = {"temperature": 4.0, "min_p": 0.1, "seed": 3}
+
+    def rounds(name: str, width: int) -> list[dict[str, list[Any]]]:
+        found = []
+        for number in range(4):
+            ids = np.random.default_rng([50, number]).integers(0, V, 40).tolist()
+            job = engines[name].submit(ids, max_new_tokens=60, speculative=True, width=width, **options)
+            assert drain(job) == plain(engines[name], ids, 60, **options)
+            found.append(job.stats()["rounds"])
+        return found
+
+    def accepted(name: str, width: int) -> list[list[int]]:
+        return [one["accepted"] for one in rounds(name, width)]
+
+    assert accepted("short", 4) == accepted("four", 4) != accepted("eight", 4)
+    assert accepted("short", 8) == accepted("eight", 8)
+    for one in rounds("short", 0):
+        came_true = False
+        for drafted, right in zip(one["drafted"], one["accepted"], strict=True):
+            assert drafted <= 3 or came_true
+            came_true = drafted >= 3 and right == drafted
+    for engine in engines.values():
+        engine.close()
 
 
 # ---- rejection ----
