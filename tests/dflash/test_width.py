@@ -99,3 +99,22 @@ def test_trust_counts_a_slot_only_after_right_ones() -> None:
     rates = _probe.trust(0, grades, drafts, tokens)
     assert rates[0, 4] < 0.05
     assert rates[1].tolist() == before[1].tolist()
+
+
+def trust_of(outcomes: list[tuple[int, bool]]) -> np.ndarray:
+    """Rates [8] of slot 0 after drafts of these grades, right or wrong."""
+    grades = np.array([[grade] for grade, _ in outcomes], np.uint8)
+    drafts = np.array([[1 - right] for _, right in outcomes], np.uint32)
+    rates: np.ndarray = _probe.trust(0, grades, drafts, np.zeros((len(outcomes), 2), np.uint32))[0]
+    return rates
+
+
+def test_more_confidence_is_never_less_trust() -> None:
+    rates = trust_of([(2, True), (6, False)] * 150)  # a drafter that is sure when it errs
+    assert (np.diff(rates) >= 0).all()
+    assert rates[2:7].tolist() == pytest.approx([0.5] * 5, abs=0.1)
+
+
+def test_trust_forgets() -> None:
+    rates = trust_of([(4, True)] * 3000 + [(4, False)] * 600)
+    assert rates[4] < 0.4
