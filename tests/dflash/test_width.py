@@ -118,3 +118,12 @@ def test_more_confidence_is_never_less_trust() -> None:
 def test_trust_forgets() -> None:
     rates = trust_of([(4, True)] * 3000 + [(4, False)] * 600)
     assert rates[4] < 0.4
+
+
+def test_drafting_that_does_not_pay_is_tried_ever_more_rarely() -> None:
+    tried = np.flatnonzero(_probe.patience(np.full(300, 0.5)))
+    assert (np.diff(tried) - 1).tolist()[:7] == [1, 3, 7, 15, 31, 32, 32]
+    assert all(_probe.patience(np.full(50, 1.01)))
+    gains = np.full(300, 0.5)
+    gains[tried[4]] = 1.2  # it paid once, by much
+    assert _probe.patience(gains)[tried[4] + 1]
