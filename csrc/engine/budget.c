@@ -99,6 +99,19 @@ void mimo_budget_make_room(mimo_engine *engine, size_t positions)
         (void)mimo_idle_drop_oldest(engine);
 }
 
+mimo_status mimo_budget_claim(mimo_engine *engine, size_t positions, mimo_error *err)
+{
+    MIMO_TRY(mimo_budget_check_job(engine, positions, err));
+    if (!mimo_budget_has_room(engine, positions))
+        return MIMO_FAIL(err, MIMO_ERR_NOMEM,
+                         "out of memory: the KV cache of %zu tokens does not fit beside those of the running answers",
+                         positions);
+    pthread_mutex_lock(&engine->mutex);
+    mimo_budget_make_room(engine, positions);
+    pthread_mutex_unlock(&engine->mutex);
+    return MIMO_OK;
+}
+
 void mimo_budget_trim_idle(mimo_engine *engine)
 {
     const uint64_t most = (engine->memory.weights + engine->memory.embedding) / IDLE_PART;

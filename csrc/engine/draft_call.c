@@ -112,6 +112,7 @@ static mimo_status run_all(run *r)
 mimo_status mimo_engine_draft_call(mimo_engine *engine, mimo_call *call)
 {
     run r = {.engine = engine, .call = call};
+    MIMO_TRY(mimo_budget_claim(engine, call->count, &call->error));
     MIMO_TRY(engine->backend->kv_open(engine->backend, &r.kv, &call->error));
     mimo_status status = engine->backend->kv_reserve(engine->backend, r.kv, call->count, &call->error);
     if (status == MIMO_OK)

@@ -202,6 +202,8 @@ void mimo_speculation_close(mimo_speculation *spec); /* all but the rounds, whic
 
 /* timing.c: measures steps by their rows, for engine->times. The weights are loaded. */
 void mimo_engine_time_steps(mimo_engine *engine);
+/* The call that asks for the times of steps behind a context. */
+MIMO_MUST_CHECK mimo_status mimo_engine_time_call(mimo_engine *engine, mimo_call *call);
 
 /* forward.c: one call, on the driver's thread. */
 void mimo_engine_run_call(mimo_engine *engine, mimo_call *call);
@@ -227,6 +229,9 @@ MIMO_MUST_CHECK mimo_status mimo_budget_check_job(const mimo_engine *engine, siz
 bool mimo_budget_has_room(const mimo_engine *engine, size_t positions);
 /* Drops idle caches until such a cache fits beside them too. The mutex is held. */
 void mimo_budget_make_room(mimo_engine *engine, size_t positions);
+/* For a call's cache beside those of the jobs, which go on after it: MIMO_ERR_NOMEM if it does not fit, else makes
+ * room. */
+MIMO_MUST_CHECK mimo_status mimo_budget_claim(mimo_engine *engine, size_t positions, mimo_error *err);
 /* Drops idle caches, never the latest, until they are small beside the weights. The mutex is held. */
 void mimo_budget_trim_idle(mimo_engine *engine);
 

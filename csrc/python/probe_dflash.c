@@ -345,6 +345,26 @@ static PyObject *trust(PyObject *module, PyObject *args)
     return out;
 }
 
+/* patience(gains [n]) -> [n] whether drafting was tried in each round, which gains as much if it is. */
+static PyObject *patience(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *gains_object;
+    if (!PyArg_ParseTuple(args, "O:patience", &gains_object))
+        return NULL;
+    PyArrayObject *gains = mimo_python_array(gains_object, NPY_DOUBLE, 1, "gains");
+    PyObject *out = gains != NULL ? PyList_New(PyArray_DIM(gains, 0)) : NULL;
+    mimo_patience p = {0};
+    for (npy_intp i = 0; out != NULL && i < PyArray_DIM(gains, 0); i++) {
+        const bool tried = mimo_patience_allows(&p);
+        if (tried)
+            mimo_patience_learn(&p, ((const double *)PyArray_DATA(gains))[i]);
+        PyList_SetItem(out, i, PyBool_FromLong(tried));
+    }
+    Py_XDECREF((PyObject *)gains);
+    return out;
+}
+
 PyMethodDef mimo_probe_dflash_methods[] = {
     {"noise_counter", noise_counter, METH_VARARGS, "noise_counter(purpose, stream, position, token) -> counter"},
     {"uniform", uniform, METH_VARARGS, "uniform(purpose, seed, stream, position) -> float"},
@@ -355,6 +375,7 @@ PyMethodDef mimo_probe_dflash_methods[] = {
     {"look_up", look_up, METH_VARARGS, "look_up(tokens, known, n) -> [(length, place, drafts)]"},
     {"step_times", times, METH_VARARGS, "step_times(measured, observed) -> [129] float64"},
     {"widths", widths, METH_VARARGS, "widths(chance, least, others, room, seconds, draft_seconds) -> (rows, gain)"},
+    {"patience", patience, METH_VARARGS, "patience(gains) -> [whether each round drafted]"},
     {"trust", trust, METH_VARARGS, "trust(origin, grades, drafts, tokens) -> rates [slots, 8]"},
     {NULL, NULL, 0, NULL},
 };

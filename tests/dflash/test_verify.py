@@ -220,6 +220,33 @@ def test_rejection_with_its_own_noise_gives_the_law(options: dict[str, Any], arg
         assert ((found[kept] - wanted[kept]) ** 2 / wanted[kept]).sum() < freedom + 6 * math.sqrt(2 * freedom) + 6
 
 
+@pytest.mark.parametrize("options", [*SETTINGS, {"temperature": 1.0, "repetition_penalty": 2.5}])
+def test_rejection_of_a_block_is_that_of_its_rows(options: dict[str, Any]) -> None:
+    """Each row by its own law, which knows the drafts that were accepted before it."""
+    V, slots, position = 6, 2, 9
+    target, drafter = toy(V, 41), toy(V, 42)
+    accepted = 0
+    for seed in range(400):
+        call = {**options, "seed": seed}
+        rows, drafts = draft_of(drafter, slots, options, seed, position, [2], DRAFT)
+        expected: list[int] = []
+        kept = True
+        for k, draft in enumerate(drafts.tolist()):
+            p, q = (law(row, options, (2, *expected)) for row in (target(tuple(expected)), rows[k]))
+            accept, residual = (_probe.uniform(purpose, seed, 0, position + k) for purpose in (ACCEPT, RESIDUAL))
+            token, kept = _probe.reject_one(p, q, draft, accept, residual)
+            expected.append(token)
+            if not kept:
+                break
+        if kept:
+            seen = np.array(sorted({2, *expected}), np.uint32)
+            expected.append(_probe.sample(target(tuple(expected)), call, position + slots, seen)[0])
+        found = _probe.verify("rejection", block_logits(target, drafts), drafts, rows, call, position, SEEN)
+        assert found == (expected, len(expected) - 1, True)
+        accepted += found[1]
+    assert accepted > 40
+
+
 @pytest.mark.parametrize("options", [*SETTINGS, {"temperature": 0.0}, {"temperature": 0.0, "repetition_penalty": 1.4}])
 def test_coupled_blocks_give_the_tokens_of_plain_sampling(options: dict[str, Any]) -> None:
     V, slots, position = 6, 5, 7

@@ -99,3 +99,31 @@ def test_trust_counts_a_slot_only_after_right_ones() -> None:
     rates = _probe.trust(0, grades, drafts, tokens)
     assert rates[0, 4] < 0.05
     assert rates[1].tolist() == before[1].tolist()
+
+
+def trust_of(outcomes: list[tuple[int, bool]]) -> np.ndarray:
+    """Rates [8] of slot 0 after drafts of these grades, right or wrong."""
+    grades = np.array([[grade] for grade, _ in outcomes], np.uint8)
+    drafts = np.array([[1 - right] for _, right in outcomes], np.uint32)
+    rates: np.ndarray = _probe.trust(0, grades, drafts, np.zeros((len(outcomes), 2), np.uint32))[0]
+    return rates
+
+
+def test_more_confidence_is_never_less_trust() -> None:
+    rates = trust_of([(2, True), (6, False)] * 150)  # a drafter that is sure when it errs
+    assert (np.diff(rates) >= 0).all()
+    assert rates[2:7].tolist() == pytest.approx([0.5] * 5, abs=0.1)
+
+
+def test_trust_forgets() -> None:
+    rates = trust_of([(4, True)] * 3000 + [(4, False)] * 600)
+    assert rates[4] < 0.4
+
+
+def test_drafting_that_does_not_pay_is_tried_ever_more_rarely() -> None:
+    tried = np.flatnonzero(_probe.patience(np.full(300, 0.5)))
+    assert (np.diff(tried) - 1).tolist()[:7] == [1, 3, 7, 15, 31, 32, 32]
+    assert all(_probe.patience(np.full(50, 1.01)))
+    gains = np.full(300, 0.5)
+    gains[tried[4]] = 1.2  # it paid once, by much
+    assert _probe.patience(gains)[tried[4] + 1]

@@ -10,6 +10,7 @@ import pytest
 
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
+from mimo_ultraspeed.drafter import open_drafter
 from mimo_ultraspeed.make import make
 
 Arguments = tuple[Any, Any, Any]
@@ -74,7 +75,24 @@ def test_a_job_that_can_never_fit_is_refused_at_once(arguments: Arguments) -> No
         engine.submit(tokens(13), max_new_tokens=500)
     with pytest.raises(MemoryError, match="the KV cache of 513 positions"):
         engine.logits(tokens(513))
+    with pytest.raises(MemoryError, match="the KV cache of 513 positions"):
+        engine.step_times([1, 13], context=500)
+    assert engine.step_times([12], context=500, repeats=1).shape == (1, 1)
     assert len(drain(engine.submit(tokens(12), max_new_tokens=500))) == 500
+
+
+def test_a_call_to_the_drafter_counts_its_cache_too(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make(tmp_path / "model", draft=True, progress=False))
+    drafter = open_drafter("auto", checkpoint)
+    assert drafter is not None
+    config, weights, files = checkpoint.core_arguments()
+    call = (config, weights, [*files, *map(str, drafter.files)])
+    memory = _probe.Engine(*call, draft=drafter.to_core(), threads=2).memory()
+    engine = _probe.Engine(*call, draft=drafter.to_core(), threads=2, memory_limit=memory["total"] + cache_bytes(memory, 256))
+    engine.load()
+    with pytest.raises(MemoryError, match="the KV cache of 257 positions"):
+        engine.draft_logits(tokens(257), [256])
+    assert engine.draft_logits(tokens(256), [255]).shape == (7, 512)
 
 
 def test_jobs_wait_until_their_caches_fit(arguments: Arguments) -> None:

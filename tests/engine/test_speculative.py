@@ -14,7 +14,7 @@ import pytest
 import mimo_ultraspeed as mu
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
-from mimo_ultraspeed.drafter import open_drafter
+from mimo_ultraspeed.drafter import Drafter, open_drafter
 from mimo_ultraspeed.make import make
 
 V, BLOCK, COUNT = 512, 8, 24
@@ -33,30 +33,30 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("made") / "tiny", draft=True, progress=False)
 
 
-def load_engine(path: Path, precision: str = "fast", drafter: bool = True) -> Any:
-    checkpoint = Checkpoint.open(path)
-    config, tensors, files = checkpoint.core_arguments()
-    draft = open_drafter("auto", checkpoint) if drafter else None
-    if draft is not None:
-        files += [str(file) for file in draft.files]
-    wiring = draft.to_core() if draft is not None else None
-    engine = _probe.Engine(config, tensors, files, draft=wiring, precision=precision, threads=2)
-    engine.load()
-    return engine
-
-
 @pytest.fixture(scope="module")
 def open_engine(path: Path) -> Iterator[OpenEngine]:
     engines: dict[tuple[str, bool], Any] = {}
 
     def get(precision: str = "fast", drafter: bool = True) -> Any:
         if (precision, drafter) not in engines:
-            engines[precision, drafter] = load_engine(path, precision, drafter)
+            checkpoint = Checkpoint.open(path)
+            draft = open_drafter("auto", checkpoint) if drafter else None
+            engines[precision, drafter] = loaded(checkpoint, draft, precision)
         return engines[precision, drafter]
 
     yield get
     for engine in engines.values():
         engine.close()
+
+
+def loaded(checkpoint: Checkpoint, draft: Drafter | None, precision: str = "fast") -> Any:
+    """An engine that has read its weights."""
+    config, tensors, files = checkpoint.core_arguments()
+    files += [str(file) for file in draft.files] if draft is not None else []
+    wiring = draft.to_core() if draft is not None else None
+    engine = _probe.Engine(config, tensors, files, draft=wiring, precision=precision, threads=2)
+    engine.load()
+    return engine
 
 
 def prompt(number: int) -> list[int]:
@@ -201,15 +201,21 @@ def test_a_cut_knows_what_refused_drafts_overwrote(open_engine: OpenEngine) -> N
     assert cached[0] and not cached[-1]
 
 
-def check_drafts(engine: Any, ids: list[int], job: Any, **options: Any) -> int:
-    """Every round's drafts are those of draft_logits behind its anchor, so its count of right ones is known; returns their sum."""
+def drafts_of(engine: Any, text: list[int], count: int, options: dict[str, Any]) -> list[int]:
+    """What is drawn from draft_logits behind the last token."""
+    none = np.zeros(0, np.uint32)
+    rows = engine.draft_logits(text, [len(text) - 1])[:count]
+    return [_probe.sample(row, options, len(text) + k, none)[0] for k, row in enumerate(rows)]
+
+
+def check_drafts(engine: Any, ids: list[int], job: Any, draw: Any = drafts_of, **options: Any) -> int:
+    """Every round's drafts are known, and so is its count of right ones; returns their sum."""
     text, said = list(ids), drain(job)
-    answer, none, right = [*ids, *said], np.zeros(0, np.uint32), 0
+    answer, right = [*ids, *said], 0
     rounds = job.stats()["rounds"]
     text.append(said[0])
     for width, accepted, emitted in zip(rounds["width"], rounds["accepted"], rounds["emitted"], strict=True):
-        rows = engine.draft_logits(text, [len(text) - 1])[: width - 1]
-        drafts = [_probe.sample(row, options, len(text) + k, none)[0] for k, row in enumerate(rows)]
+        drafts = draw(engine, text, width - 1, options)
         matches = [draft == token for draft, token in zip(drafts, answer[len(text) :], strict=False)]
         expected = matches.index(False) if False in matches else len(matches)
         assert accepted == expected, (len(text), drafts)
@@ -242,7 +248,10 @@ def test_drafts_are_those_of_the_drafter(open_engine: OpenEngine) -> None:
 def test_a_short_block_is_drafted_until_it_comes_true(tmp_path: Path) -> None:
     """Up to 4 rows a block of 4 is filled, and a longer one only right after a short one that was right to its end."""
     kinds: dict[str, dict[str, Any]] = {"eight": {}, "four": {"block": 4}, "short": {"short_block": 4}}
-    engines = {name: load_engine(make(tmp_path / name, draft=kind, progress=False)) for name, kind in kinds.items()}
+    engines: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        checkpoint = Checkpoint.open(make(tmp_path / name, draft=kind, progress=False))
+        engines[name] = loaded(checkpoint, open_drafter("auto", checkpoint))
     options: dict[str, Any] = {"temperature": 4.0, "min_p": 0.1, "seed": 3}
 
     def rounds(name: str, width: int) -> list[dict[str, list[Any]]]:
@@ -266,6 +275,38 @@ def test_a_short_block_is_drafted_until_it_comes_true(tmp_path: Path) -> None:
             came_true = drafted >= 3 and right == drafted
     for engine in engines.values():
         engine.close()
+
+
+def test_drafts_follow_the_markov_head_of_what_was_drawn(tmp_path: Path) -> None:
+    """draft_logits has the bias of the likeliest tokens; while decoding it is that of the token drawn for the slot before."""
+    checkpoint = Checkpoint.open(make(tmp_path / "model", draft={"vocab": 400, "markov_rank": 1}, progress=False))
+    drafter = open_drafter("auto", checkpoint)
+    assert drafter is not None and drafter.target_ids is not None
+    known, engine = drafter.target_ids, loaded(checkpoint, drafter)
+    caches = _probe.draft_caches(engine, 1, 16)
+
+    def bias(token: int) -> np.ndarray:
+        found: np.ndarray = _probe.draft_bias(caches, token)[: len(known)]
+        return found
+
+    def draw(engine: Any, text: list[int], count: int, options: dict[str, Any]) -> list[int]:
+        drafts: list[int] = []
+        likeliest = text[-1]
+        for k, row in enumerate(engine.draft_logits(text, [len(text) - 1])[:count]):
+            spread = np.full(V, -np.inf, np.float32)
+            spread[known] = row - bias(likeliest) + bias([*text, *drafts][-1])
+            likeliest = int(known[row.argmax()])
+            drafts.append(_probe.sample(spread, options, len(text) + k, np.zeros(0, np.uint32))[0])
+        return drafts
+
+    options: dict[str, Any] = {"temperature": 3.0, "seed": 4}
+    right = 0
+    for number in range(3):
+        ids = np.random.default_rng([50, number]).integers(0, V, 60).tolist()
+        job = engine.submit(ids, max_new_tokens=120, speculative=True, width=6, **options)
+        right += check_drafts(engine, ids, job, draw, **options)
+    engine.close()
+    assert right > 5
 
 
 # ---- rejection ----

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mimo_ultraspeed as mu
@@ -94,6 +95,43 @@ def test_a_drafter_learns_answers_by_heart(tiny_model: mu.Model, answers_folder:
         rows = list(csv.DictReader(file))
     assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
     assert float(rows[-1]["accepted"]) > float(rows[0]["accepted"])
+
+
+def test_the_schedule(tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any) -> None:
+    options = TrainOptions(steps=100, lr=2.0, warmup=0.1, short=0.5, lengths=(8,), anchors=5)
+    trainer = Trainer(tiny_model, answers_folder, tmp_path, options, config=drafter_config, cache=answers_folder / "taps")
+    rates = []
+    for trainer.step in (0, 5, 10, 55, 100):
+        rates.append(trainer.lr())
+    assert rates == pytest.approx([0.02, 1.0, 2.0, 1.01, 0.02])
+    for trainer.step, length in ((49, 3), (50, 8)):
+        drawn = trainer._draw()
+        first, last = len(drawn.record["prompt"]), len(drawn.record["prompt"]) + len(drawn.record["answer"]) - 2
+        assert drawn.length == length and drawn.anchors == sorted(set(drawn.anchors))
+        assert len(drawn.anchors) == 5 and first <= drawn.anchors[0] <= drawn.anchors[-1] <= last
+
+
+def test_labels_are_what_the_target_says_behind_each_row(
+    tiny_model: mu.Model, answers_folder: Path, greedy_answers: list[dict[str, Any]], tmp_path: Path, drafter_config: Any
+) -> None:
+    options = TrainOptions(steps=1)
+    trainer = Trainer(tiny_model, answers_folder, tmp_path, options, config=drafter_config, cache=answers_folder / "taps")
+    record = greedy_answers[1]
+    tokens = [*record["prompt"], *record["answer"]]
+    anchors, length = [len(record["prompt"]), len(tokens) - 10, len(tokens) - 3], 4
+    raw = torch.from_numpy(np.array(trainer._taps(record), np.float32))
+    labels, previous = trainer._labels(torch.tensor(tokens), torch.tensor(anchors), length, raw)
+    said, place = tiny_model.logits(tokens)[:, trainer.head_ids], {int(one): at for at, one in enumerate(trainer.head_ids)}
+    assert labels.target is not None
+    assert labels.valid.tolist() == [[True] * 3, [True] * 3, [True, True, False]]
+    for row, anchor in enumerate(anchors):
+        for slot in range(length - 1):
+            if not labels.valid[row, slot]:
+                continue
+            assert labels.places[row, slot] == place.get(tokens[anchor + slot + 1], -1)
+            assert previous[row, slot] == place.get(tokens[anchor + slot], -1)
+            near = np.corrcoef(labels.target[row, slot].numpy(), said[anchor + slot])[0, 1]
+            assert near > 0.99, (anchor, slot, near)
 
 
 def test_what_cannot_be_trained_is_refused(tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any) -> None:
