@@ -59,10 +59,11 @@ def make_draft(
     """Writes a random drafter of `target` into the new folder `dest` and returns its path.
 
     options: layers, block, short_block (0: none), taps (a list of target layers), heads, kv_heads, head_dim, intermediate, window
-      (0: none), rotary (part of a head that is rotated), rope_theta, value_scale, sinks, qk_norm, causal (None: not said), all by default as the published
-      drafters have them for a target of this shape; weights ("bf16", "fp8" or "mxfp4"); spelling of config.json ("nested" as
-      V2.5-Pro, "flat" as V2.6-Pro); mask ("pt": the file mask_embedding.pt, "tensor", or "none"); shards (1 writes no index);
-      prefix of tensor names; vocab (V', fewer ids than the target's: adds d2t); markov_rank (adds a Markov head).
+      (0: none), rotary (part of a head that is rotated), rope_theta, value_scale, sinks, qk_norm, causal (None: not said), all by
+      default as the published drafters have them for a target of this shape; weights ("bf16", "fp8" or "mxfp4"); spelling of
+      config.json ("nested" as V2.5-Pro, "flat" as V2.6-Pro); mask ("pt": the file mask_embedding.pt, "tensor", or "none"); shards
+      (1 writes no index); prefix of tensor names; vocab (V', fewer ids than the target's: adds d2t); markov_rank (adds a Markov
+      head).
     Raises ValueError for an unknown option or value.
     """
     o = resolve(options or {}, target)
