@@ -19,8 +19,9 @@ MAY_INCLUDE = {
     "sample": {"base"},
     "dflash": {"base", "sample"},
     "cpu": {"base", "format", "model", "plan"},
+    "cuda": {"base", "format", "model", "plan"},
     "engine": {"base", "sample", "dflash", "model", "plan"},
-    "python": {"base", "format", "sample", "dflash", "model", "plan", "cpu", "engine"},
+    "python": {"base", "format", "sample", "dflash", "model", "plan", "cpu", "cuda", "engine"},
 }
 SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".c", ".h", ".def"))
 BANNED = re.compile(
