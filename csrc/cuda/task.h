@@ -32,9 +32,9 @@
 #endif
 
 enum {
-    MIMO_TILE_TOKENS = 8,  /* T <= 8: the narrow side of an MMA tile */
-    MIMO_TILE_UNIT = 16,   /* rows of weights of an MMA tile; a tile has a multiple of it */
-    MIMO_TILE_CHUNK = 256, /* positions of keys and values that attention takes at a time */
+    MIMO_TILE_TOKENS = 8, /* T <= 8: the narrow side of an MMA tile */
+    MIMO_TILE_UNIT = 16,  /* rows of weights of an MMA tile; a tile has a multiple of it */
+    MIMO_TILE_CHUNK = 64, /* positions of keys and values that attention takes at a time */
     MIMO_NO_COUNTER = 0xffff
 };
 
@@ -44,7 +44,7 @@ typedef enum mimo_area {
     MIMO_AREA_STATE = 1 << 0,     /* the step: tokens, positions, rows, drafts, sampling */
     MIMO_AREA_ANGLES = 1 << 1,    /* cos and sin of the rows' positions */
     MIMO_AREA_X = 1 << 2,         /* [T, H] f32 residual stream */
-    MIMO_AREA_N = 1 << 3,         /* [T, H] normed rows, as the next projection reads them */
+    MIMO_AREA_N = 1 << 3,         /* [T, H] x times a norm's weight, and its sums of squares (REDUCE) */
     MIMO_AREA_P = 1 << 4,         /* [splits, T, rows] f32 partial sums of the last projection */
     MIMO_AREA_Q = 1 << 5,         /* [T, N*D] */
     MIMO_AREA_KV = 1 << 6,        /* keys and values, the drafter's included */
@@ -75,14 +75,14 @@ enum { MIMO_TAPE_TARGET = 0, MIMO_TAPE_DRAFT = 1 };
 typedef struct mimo_tile_task {
     uint8_t kind;      /* mimo_tile_kind */
     uint8_t tape;      /* MIMO_TAPE_* */
-    uint8_t op_code;   /* mimo_op_code (plan/plan.h) of op; SAMPLE and ACCEPT: HEAD */
+    uint8_t op_code;   /* mimo_op_code (plan/plan.h) of op; of SAMPLE and later kinds HEAD */
     uint8_t wait_back; /* 1: waits for the step before this one (the first stage of a step), else 0 */
     uint16_t op;       /* index in the tape */
     uint16_t layer;    /* of the operation, or MIMO_NO_LAYER */
 
     uint32_t first, count;     /* tiles.def says of what */
-    uint16_t split, splits;    /* of K, of chunks, of experts, or the row of SAMPLE; 0, 1: not split */
-    uint32_t k_first, k_count; /* elements of K of every row */
+    uint16_t split, splits;    /* of K, of chunks, of experts, or a row; tiles.def */
+    uint32_t k_first, k_count; /* elements of K of every row; HEADS: rows of P */
 
     uint16_t tile_rows;    /* rows of a tile; of EXPERT_UP and DENSE_UP rows of gate and as many of up */
     uint16_t tile_pages;   /* pages of a tile; 0: reads no weights through the ring */
