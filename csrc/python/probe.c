@@ -9,7 +9,7 @@ static int probe_exec(PyObject *module)
         return -1;
     PyMethodDef *const rooms[] = {mimo_probe_base_methods,   mimo_probe_format_methods, mimo_probe_kernel_methods,
                                   mimo_probe_sample_methods, mimo_probe_draft_methods,  mimo_probe_dflash_methods,
-                                  mimo_probe_cuda_methods};
+                                  mimo_probe_lower_methods};
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
         if (PyModule_AddFunctions(module, rooms[i]) < 0)
             return -1;

@@ -1,0 +1,53 @@
+/* From tapes to queues: the tasks of one round (task.h), dealt to SMs.
+ *
+ * A round is a step of the target, the choice and verification of its tokens, and, with a drafter, its context and a
+ * block of drafts. Every stage waits for all of the stage before, the first one for the last of the round before: what
+ * a step reads is the same whatever the order of SMs, and no task is ahead of another by more than a round. Only
+ * loaders run ahead: weights are static, so pages are asked for as far ahead as the ring is long, across stages. Where
+ * the router decides what is read, a loader has to wait for it; before it does, it hints the next layer's weights to
+ * L2.
+ *
+ * Plain C without a GPU: `python/probe_queue.c` runs the queues in random orders. */
+#ifndef MIMO_CUDA_LOWER_H
+#define MIMO_CUDA_LOWER_H
+
+#include "base/status.h"
+#include "cuda/pick.h"
+#include "cuda/task.h"
+#include "model/config.h"
+#include "plan/plan.h"
+
+/* A tape with what it was built from. config of a rank: mimo_shard_config. */
+typedef struct mimo_tape {
+    const mimo_plan *plan;
+    const mimo_config *config;
+    mimo_format format[MIMO_OP_COUNT]; /* of each operation's matrix, the same in all layers */
+} mimo_tape;
+
+typedef struct mimo_queues {
+    uint32_t sms, tasks, counters, spans; /* spans: tasks that share a row of SAMPLE, DRAFT_SAMPLE */
+    uint32_t *begin;           /* [sms + 1]: the queue of an SM is task[begin[sm]] .. task[begin[sm + 1] - 1] */
+    mimo_tile_task *task;      /* [tasks] */
+    mimo_tile_shape *shape[2]; /* [operations of the tape] how its matrix lies in memory; tiles 0: none */
+    mimo_shared shared;
+    uint32_t columns;                            /* of H in an EMBED or REDUCE task but the last of a row */
+    uint64_t partial_floats, attend_floats;      /* largest P and S */
+    uint64_t u_elements, a_elements, q_elements; /* largest U, A and Q */
+} mimo_queues;
+
+/* The formats of a tape's matrices; MIMO_ERR_UNSUPPORTED if layers differ. */
+MIMO_MUST_CHECK mimo_status mimo_tape_formats(mimo_tape *tape, const mimo_weights *weights, mimo_error *err);
+
+/* draft: NULL without a drafter. MIMO_ERR_UNSUPPORTED says which dimension is too large. *out needs a release only on
+ * success. */
+MIMO_MUST_CHECK mimo_status mimo_lower(mimo_queues *out, const mimo_tape *target, const mimo_tape *draft,
+                                       const mimo_gpu *gpu, mimo_error *err);
+void mimo_queues_release(mimo_queues *queues);
+
+/* The part of a model that one of `world` ranks has: query heads, widths of MLPs and the head's vocabulary divided; key
+ * heads divided, or one of them that several ranks have. Routers and norms are every rank's. MIMO_ERR_UNSUPPORTED names
+ * what does not divide. */
+MIMO_MUST_CHECK mimo_status mimo_shard_config(mimo_config *out, const mimo_config *config, uint32_t world,
+                                              mimo_error *err);
+
+#endif

@@ -1,0 +1,221 @@
+#include <string.h>
+
+#include "base/alloc.h"
+#include "cuda/moe.h"
+#include "engine/state.h"
+#include "python/module.h"
+#include "python/probe.h"
+#include "python/probe_queue.h"
+
+static const char capsule_name[] = "mimo_ultraspeed._probe.queues";
+
+/* A new array with a copy of count elements, or NULL with an exception. */
+static PyObject *array_of(const void *from, size_t count, int type)
+{
+    npy_intp size = (npy_intp)count;
+    PyObject *array = PyArray_SimpleNew(1, &size, type);
+    if (array != NULL)
+        memcpy(PyArray_DATA((PyArrayObject *)array), from, (size_t)PyArray_NBYTES((PyArrayObject *)array));
+    return array;
+}
+
+/* moe_sort(chosen, weight, order): chosen [T, K] uint16 and weight [T, K] float32, their entries placed in the given
+ * order [T*K] -> (expert [n], begin [n + 1], row [T*K], weight [T*K]). */
+static PyObject *moe_sort(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *chosen_obj, *weight_obj, *order_obj, *result = NULL;
+    if (!PyArg_ParseTuple(args, "OOO:moe_sort", &chosen_obj, &weight_obj, &order_obj))
+        return NULL;
+    PyArrayObject *chosen = mimo_python_array(chosen_obj, NPY_UINT16, 2, "chosen");
+    PyArrayObject *weight = chosen != NULL ? mimo_python_array(weight_obj, NPY_FLOAT, 2, "weight") : NULL;
+    PyArrayObject *order = weight != NULL ? mimo_python_array(order_obj, NPY_UINT32, 1, "order") : NULL;
+    mimo_moe *moe = NULL;
+    if (order == NULL)
+        goto done;
+    const uint32_t entries = (uint32_t)PyArray_SIZE(chosen), K = (uint32_t)PyArray_DIM(chosen, 1);
+    if (entries > MIMO_MOE_ENTRIES || PyArray_SIZE(weight) != entries || PyArray_SIZE(order) != entries) {
+        PyErr_SetString(PyExc_ValueError, "expected chosen and weight [T, K], order [T*K]");
+        goto done;
+    }
+    mimo_error err = {0};
+    if (mimo_alloc_array(&moe, 1, sizeof *moe, "a router's choice", &err) != MIMO_OK) {
+        mimo_python_raise(&err);
+        goto done;
+    }
+    uint8_t first[MIMO_MOE_ENTRIES];
+    const uint32_t *at = PyArray_DATA(order);
+    for (uint32_t i = 0; i < entries; i++)
+        mimo_moe_mark(first, PyArray_DATA(chosen), at[i] % entries);
+    for (uint32_t i = 0; i < entries; i++)
+        mimo_moe_place(moe, first, PyArray_DATA(chosen), PyArray_DATA(weight), entries, K, at[i] % entries);
+    result = Py_BuildValue("(NNNN)", array_of(moe->expert, moe->experts, NPY_UINT16),
+                           array_of(moe->begin, moe->experts + 1, NPY_UINT16), array_of(moe->row, entries, NPY_UINT8),
+                           array_of(moe->weight, entries, NPY_FLOAT));
+done:
+    mimo_free(moe);
+    Py_XDECREF((PyObject *)order);
+    Py_XDECREF((PyObject *)weight);
+    Py_XDECREF((PyObject *)chosen);
+    return result;
+}
+
+/* ---- queues ---- */
+
+typedef struct lowered {
+    PyObject *owner; /* the Engine whose drafter's taps are used */
+    mimo_config config[2];
+    mimo_plan plan[2];
+    mimo_probe_model model;
+} lowered;
+
+static void destroy(PyObject *capsule)
+{
+    lowered *l = PyCapsule_GetPointer(capsule, capsule_name);
+    mimo_queues_release(&l->model.q);
+    Py_DECREF(l->owner);
+    mimo_free(l);
+}
+
+static mimo_status lower_tape(lowered *l, uint32_t which, const mimo_config *config, const mimo_weights *weights,
+                              uint32_t world, mimo_error *err)
+{
+    MIMO_TRY(mimo_shard_config(&l->config[which], config, world, err));
+    mimo_plan_build(&l->plan[which], &l->config[which], MIMO_TILE_TOKENS);
+    mimo_tape *tape = &l->model.tape[which];
+    tape->plan = &l->plan[which];
+    tape->config = &l->config[which];
+    return mimo_tape_formats(tape, weights, err);
+}
+
+static mimo_status lower_engine(lowered *l, const mimo_engine *engine, uint32_t world, mimo_error *err)
+{
+    MIMO_TRY(lower_tape(l, MIMO_TAPE_TARGET, &engine->config, &engine->weights, world, err));
+    l->model.has_draft = engine->draft != NULL;
+    if (l->model.has_draft) {
+        MIMO_TRY(lower_tape(l, MIMO_TAPE_DRAFT, &engine->draft->config.model, &engine->draft->weights, world, err));
+        l->model.tap = engine->draft->config.tap;
+    }
+    return mimo_lower(&l->model.q, &l->model.tape[0], l->model.has_draft ? &l->model.tape[1] : NULL, &l->model.gpu,
+                      err);
+}
+
+/* lower(engine, sms, shared_bytes, l2_bytes, world) -> queues of an idle engine's model and drafter. */
+static PyObject *lower(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *owner;
+    unsigned int sms, shared, l2, world;
+    if (!PyArg_ParseTuple(args, "OIIII:lower", &owner, &sms, &shared, &l2, &world))
+        return NULL;
+    const mimo_engine *engine = mimo_python_engine(owner);
+    if (engine == NULL)
+        return NULL;
+    mimo_error err = {0};
+    lowered *l;
+    if (mimo_alloc_array(&l, 1, sizeof *l, "queues", &err) != MIMO_OK)
+        return mimo_python_raise(&err);
+    l->model.gpu = (mimo_gpu){.sms = sms, .shared_bytes = shared, .l2_bytes = l2};
+    if (lower_engine(l, engine, world, &err) != MIMO_OK) {
+        mimo_free(l);
+        return mimo_python_raise(&err);
+    }
+    l->owner = owner;
+    Py_INCREF(owner);
+    return PyCapsule_New(l, capsule_name, destroy);
+}
+
+static PyObject *shapes_of(const lowered *l, uint32_t which)
+{
+    const uint32_t count = l->plan[which].count;
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (uint32_t i = 0; list != NULL && i < count; i++) {
+        const mimo_tile_shape *s = &l->model.q.shape[which][i];
+        PyObject *item = Py_BuildValue("(sIIIIIII)", mimo_op_infos[l->plan[which].op[i].code].name, s->tile_rows,
+                                       s->tiles, s->splits, s->k_split, s->k_page, s->tile_pages, s->page_bytes);
+        if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+/* queue_tables(queues) -> dict: tasks uint8 [n, 64], begin uint32 [sms + 1], shapes of both tapes, sizes. */
+static PyObject *queue_tables(PyObject *module, PyObject *capsule)
+{
+    (void)module;
+    const lowered *l = PyCapsule_GetPointer(capsule, capsule_name);
+    if (l == NULL)
+        return NULL;
+    const mimo_queues *q = &l->model.q;
+    PyObject *draft = l->model.has_draft ? shapes_of(l, MIMO_TAPE_DRAFT) : PyList_New(0);
+    return Py_BuildValue(
+        "{sNsNsNsNsIsIsIsIsIsKsKsKsKsK}", "tasks", array_of(q->task, (size_t)q->tasks * sizeof *q->task, NPY_UINT8),
+        "begin", array_of(q->begin, (size_t)q->sms + 1, NPY_UINT32), "shapes", shapes_of(l, MIMO_TAPE_TARGET),
+        "draft_shapes", draft, "counters", q->counters, "spans", q->spans, "columns", q->columns, "ring_pages",
+        q->shared.ring_pages, "activation_bytes", q->shared.activation_bytes, "partial_floats",
+        (unsigned long long)q->partial_floats, "attend_floats", (unsigned long long)q->attend_floats, "u_elements",
+        (unsigned long long)q->u_elements, "a_elements", (unsigned long long)q->a_elements, "q_elements",
+        (unsigned long long)q->q_elements);
+}
+
+/* queue_run(queues, tasks, begin, seed, orders, steps, first_step, bug) -> (what went wrong or None, events, pages,
+ * pages asked for before what their task waits for was ready). bug: "", "ring", "compare" or "signal". */
+static PyObject *queue_run(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *capsule, *tasks_obj, *begin_obj, *result = NULL;
+    unsigned long long seed;
+    mimo_probe_run run = {0};
+    const char *bug;
+    if (!PyArg_ParseTuple(args, "OOOKIIIs:queue_run", &capsule, &tasks_obj, &begin_obj, &seed, &run.orders, &run.steps,
+                          &run.first_step, &bug))
+        return NULL;
+    const lowered *l = PyCapsule_GetPointer(capsule, capsule_name);
+    if (l == NULL)
+        return NULL;
+    run.seed = seed;
+    run.ring_overrun = strcmp(bug, "ring") == 0;
+    run.plain_compare = strcmp(bug, "compare") == 0;
+    run.early_signal = strcmp(bug, "signal") == 0;
+    PyArrayObject *tasks = mimo_python_array(tasks_obj, NPY_UINT8, 1, "tasks");
+    PyArrayObject *begin = tasks != NULL ? mimo_python_array(begin_obj, NPY_UINT32, 1, "begin") : NULL;
+    if (begin == NULL)
+        goto done;
+    const uint32_t sms = l->model.q.sms;
+    const uint32_t *first = PyArray_DATA(begin);
+    bool fits = PyArray_SIZE(begin) == (npy_intp)sms + 1 && run.steps >= 1 && run.steps <= MIMO_PROBE_STEPS &&
+                (size_t)PyArray_SIZE(tasks) == first[sms] * sizeof(mimo_tile_task);
+    for (uint32_t i = 0; fits && i < sms; i++)
+        fits = first[i] <= first[i + 1];
+    if (!fits || l->model.q.shared.ring_pages > MIMO_PROBE_RING) {
+        PyErr_SetString(PyExc_ValueError,
+                        "queue_run: expected tasks [64 * n], begin ascending to n, few steps and pages");
+        goto done;
+    }
+    char text[320];
+    mimo_probe_stats stats;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = mimo_probe_queue_run(text, sizeof text, &stats, &l->model, PyArray_DATA(tasks), first, &run);
+    Py_END_ALLOW_THREADS
+    if (failed < 0)
+        PyErr_NoMemory();
+    else
+        result = Py_BuildValue("(zKKK)", failed > 0 ? text : NULL, (unsigned long long)stats.events,
+                               (unsigned long long)stats.pages, (unsigned long long)stats.early_pages);
+done:
+    Py_XDECREF((PyObject *)begin);
+    Py_XDECREF((PyObject *)tasks);
+    return result;
+}
+
+PyMethodDef mimo_probe_lower_methods[] = {
+    {"moe_sort", moe_sort, METH_VARARGS, "chosen, weight, order -> (expert, begin, row, weight)"},
+    {"lower", lower, METH_VARARGS, "engine, sms, shared_bytes, l2_bytes, world -> queues"},
+    {"queue_tables", queue_tables, METH_O, "queues -> dict"},
+    {"queue_run", queue_run, METH_VARARGS,
+     "queues, tasks, begin, seed, orders, steps, first_step, bug -> (text or None, events, pages, early pages)"},
+    {NULL, NULL, 0, NULL},
+};
