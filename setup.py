@@ -3,7 +3,8 @@
 Why not plain setuptools: kernels of each instruction set need flags of their own, and an object must be rebuilt when a header it
 includes or a flag changes. Each object therefore keeps a depfile (from the compiler) and a record of its command line.
 
-Environment: MIMO_SANITIZE=1 builds with AddressSanitizer and UBSan; MIMO_WERROR=1 makes warnings errors; CC picks the compiler.
+Environment: MIMO_SANITIZE=1 builds with AddressSanitizer and UBSan; MIMO_WERROR=1 makes warnings errors; CC and CXX pick the
+compilers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,12 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CC", sysconfig.get_config_var("CC") or "cc"))[:1]
 
 
+def cxx_compiler() -> list[str] | None:
+    """What compiles the .cc files, operation bodies of csrc/cuda for the host; None: nothing, and _probe goes without them."""
+    command = shlex.split(os.environ.get("CXX", sysconfig.get_config_var("CXX") or "c++"))[:1]
+    return command if command and shutil.which(command[0]) else None
+
+
 def accepts(flag: str) -> bool:
     """Whether the compiler knows the flag: the newest instruction sets are left out where it is too old for them."""
     command = [*compiler(), flag, "-E", "-x", "c", os.devnull]
@@ -48,7 +56,10 @@ if ARM:
     ISA_FLAGS["cpu/neon"] = ["-march=armv8.2-a+dotprod"]
 ISA_FOLDERS = ("cpu/avx2", "cpu/avxvnni", "cpu/avx512", "cpu/neon")
 
-WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Wpointer-arith", "-Wstrict-prototypes", "-Wmissing-prototypes"]
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Wpointer-arith"]
+C_FLAGS = ["-std=c11", "-Wstrict-prototypes", "-Wmissing-prototypes"]
+# Nothing of a C++ library is linked.
+CXX_FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"]
 
 
 def sanitize() -> bool:
@@ -56,7 +67,7 @@ def sanitize() -> bool:
 
 
 def common_flags() -> list[str]:
-    flags = ["-std=c11", "-fPIC", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+    flags = ["-fPIC", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
     flags += (
         ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         if sanitize()
@@ -76,11 +87,12 @@ def python_flags() -> list[str]:
         "-DNPY_TARGET_VERSION=NPY_1_25_API_VERSION",
         f"-isystem{numpy.get_include()}",
         f"-isystem{sysconfig.get_path('include')}",
+        f"-DMIMO_HAVE_HOST_BODIES={int(cxx_compiler() is not None)}",
     ]
 
 
 def sources() -> dict[str, list[Path]]:
-    """The .c files of the core, of _core's own binding and of _probe's."""
+    """The .c files of the core, of _core's own binding and of _probe's; the .cc files are _probe's too."""
     groups: dict[str, list[Path]] = {"core": [], "_core": [], "_probe": []}
     for path in sorted(CSRC.rglob("*.c")):
         room = path.parent.relative_to(CSRC).as_posix()
@@ -94,11 +106,13 @@ def sources() -> dict[str, list[Path]]:
             groups["_core"].append(path)
         else:  # types, errors, arrays: both modules have them
             groups["core"].append(path)
+    if cxx_compiler() is not None:
+        groups["_probe"] += sorted(CSRC.rglob("*.cc"))
     return groups
 
 
 class ObjectCache:
-    """Compiles one .c file, unless its object is newer than all it was made from and was made by the same command."""
+    """Compiles one file, unless its object is newer than all it was made from and was made by the same command."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,13 +120,14 @@ class ObjectCache:
 
     def flags(self, source: Path) -> list[str]:
         room = source.parent.relative_to(CSRC).as_posix()
-        flags = common_flags() + ISA_FLAGS.get(room, [])
+        flags = common_flags() + (CXX_FLAGS if source.suffix == ".cc" else C_FLAGS) + ISA_FLAGS.get(room, [])
         return flags + python_flags() if room == "python" else flags
 
     def compile(self, source: Path) -> Path:
         target = self.folder / source.relative_to(CSRC).with_suffix(".o")
         depfile, record = target.with_suffix(".d"), target.with_suffix(".cmd")
-        command = [*self.compiler, *self.flags(source), "-MMD", "-MF", str(depfile), "-c", str(source), "-o", str(target)]
+        compilers = cxx_compiler() if source.suffix == ".cc" else self.compiler
+        command = [*(compilers or []), *self.flags(source), "-MMD", "-MF", str(depfile), "-c", str(source), "-o", str(target)]
         digest = hashlib.sha256("\0".join(command).encode()).hexdigest()
         if self.is_current(target, depfile, record, digest):
             return target
@@ -160,7 +175,7 @@ class StableAbiWheel(bdist_wheel):
 
 
 def extension(name: str) -> Extension:
-    files = [path.relative_to(ROOT).as_posix() for path in (*CSRC.rglob("*.c"), *CSRC.rglob("*.h"), *CSRC.rglob("*.def"))]
+    files = [path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*") if path.suffix in (".c", ".h", ".def", ".cc")]
     return Extension(f"mimo_ultraspeed.{name}", sources=[f for f in files if f.endswith(".c")], depends=files, py_limited_api=True)
 
 

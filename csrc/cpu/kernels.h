@@ -56,7 +56,7 @@ typedef struct mimo_kernels {
      * zeros. */
     void (*quantize)(int8_t *q, float *d, int32_t *s, const float *x, size_t K);
 
-    /* h[i] = (gate[i] / (1 + exp(-gate[i]))) * up[i], exp as mimo_expf of cpu/math.h. h may be gate or up. */
+    /* h[i] = (gate[i] / (1 + exp(-gate[i]))) * up[i], exp as mimo_expf of base/exp.h. h may be gate or up. */
     void (*swiglu)(float *h, const float *gate, const float *up, size_t n);
 
     /* NeoX (half-split) rotary embedding, in place, pairs (j, j + R/2):

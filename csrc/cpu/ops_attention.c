@@ -5,7 +5,7 @@
 #include "base/size.h"
 #include "cpu/cpu.h"
 #include "cpu/draft.h"
-#include "cpu/math.h"
+#include "base/exp.h"
 
 /* ---- qkv ---- */
 

@@ -3,7 +3,7 @@
 
 #include "base/size.h"
 #include "cpu/cpu.h"
-#include "cpu/math.h"
+#include "base/exp.h"
 #include "format/mxfp4.h"
 
 /* ---- routing ---- */

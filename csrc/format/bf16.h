@@ -5,7 +5,9 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline float mimo_bf16_decode(uint16_t code)
+#include "base/target.h"
+
+static inline MIMO_HD float mimo_bf16_decode(uint16_t code)
 {
     const uint32_t bits = (uint32_t)code << 16;
     float value;
@@ -14,7 +16,7 @@ static inline float mimo_bf16_decode(uint16_t code)
 }
 
 /* Round to nearest even; NaN stays NaN (quiet), overflow becomes infinity. */
-static inline uint16_t mimo_bf16_encode(float value)
+static inline MIMO_HD uint16_t mimo_bf16_encode(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);

@@ -1,8 +1,8 @@
-/* mimo_expf of cpu/math.h, eight at a time, bit for bit. Include after the lanes. */
+/* mimo_expf of base/exp.h, eight at a time, bit for bit. Include after the lanes. */
 #ifndef MIMO_CPU_LANES_EXP_H
 #define MIMO_CPU_LANES_EXP_H
 
-#include "cpu/math.h"
+#include "base/exp.h"
 
 static inline f8 f8_exp(f8 x)
 {

@@ -1,6 +1,6 @@
 /* Attention of some query heads over one chunk of keys: the oracle. Chunks are merged by their (m, l, acc) elsewhere.
  */
-#include "cpu/math.h"
+#include "base/exp.h"
 #include "cpu/variants.h"
 
 #include "format/bf16.h"

@@ -1,5 +1,5 @@
 /* Kernels over one row of activations: norm, quantisation, SwiGLU, rotary embedding. The oracle. */
-#include "cpu/math.h"
+#include "base/exp.h"
 #include "cpu/variants.h"
 
 #include <math.h>

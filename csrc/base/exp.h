@@ -1,14 +1,16 @@
-/* exp as every variant computes it, so that all of them give the same bits.
+/* exp as every kernel computes it, on any machine, so that all of them give the same bits.
  *
  * x <= -87.33 gives 0, x >= 88.37 gives the value at 88.37. n = round-to-nearest-even(x * log2(e)); r = x - n*ln2 in
  * two steps (fma); exp(r) by the polynomial below (Horner, fma); the result is scaled by 2^n through the exponent bits.
  * Relative error < 2e-7. */
-#ifndef MIMO_CPU_MATH_H
-#define MIMO_CPU_MATH_H
+#ifndef MIMO_BASE_EXP_H
+#define MIMO_BASE_EXP_H
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "base/target.h"
 
 #define MIMO_EXP_LOW (-87.33f)
 #define MIMO_EXP_HIGH 88.37f
@@ -23,7 +25,7 @@
 #define MIMO_EXP_C6 0.00138888892f
 #define MIMO_EXP_C7 0.000198412701f
 
-static inline float mimo_expf(float x)
+static inline MIMO_HD float mimo_expf(float x)
 {
     if (x <= MIMO_EXP_LOW)
         return 0.0f;
