@@ -98,7 +98,9 @@ def sources() -> dict[str, list[Path]]:
         room = path.parent.relative_to(CSRC).as_posix()
         if room in ISA_FOLDERS and room not in ISA_FLAGS:
             continue
-        if room != "python":
+        if path.name == "probe_cuda.c" or path == CSRC / "cuda/host.c":
+            groups["_probe"] += [path] if cxx_compiler() is not None else []
+        elif room != "python":
             groups["core"].append(path)
         elif path.name.startswith("probe"):
             groups["_probe"].append(path)

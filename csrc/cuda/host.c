@@ -19,7 +19,7 @@ typedef struct reader {
 static mimo_status take(mimo_cuda_host *host, void *out, size_t count, size_t size, mimo_error *err)
 {
     size_t bytes;
-    uint8_t *block;
+    uint8_t *block = NULL;
     if (!mimo_size_mul(count, size, &bytes) || !mimo_size_add(bytes, HEADER, &bytes))
         return MIMO_FAIL(err, MIMO_ERR_NOMEM, "bodies on the host: %zu elements of %zu bytes are too many", count,
                          size);
@@ -36,8 +36,8 @@ static mimo_status read_vector(const reader *r, const float **out, const mimo_ve
     *out = NULL;
     if (from->length == 0)
         return MIMO_OK;
-    float *to;
-    uint16_t *codes;
+    float *to = NULL;
+    uint16_t *codes = NULL;
     MIMO_TRY(take(r->host, &to, mimo_round_up(from->length, MIMO_CUDA_UNIT), sizeof *to, r->err));
     *out = to;
     if (from->dtype == MIMO_DTYPE_F32)
@@ -61,8 +61,8 @@ static mimo_status read_fp8_scales(const reader *r, mimo_cuda_matrix *to, const 
     for (uint32_t i = 0; i < from->segments; i++)
         count += grid_rows(&from->segment[i]);
     const size_t width = mimo_ceil_div(from->cols, TILE);
-    float *scales;
-    uint32_t *scale_row;
+    float *scales = NULL;
+    uint32_t *scale_row = NULL;
     MIMO_TRY(take(r->host, &scales, count * width, sizeof *scales, r->err));
     MIMO_TRY(take(r->host, &scale_row, from->rows, sizeof *scale_row, r->err));
     for (uint32_t i = 0; i < from->segments; i++) {
@@ -86,7 +86,7 @@ static mimo_status read_matrix(const reader *r, mimo_cuda_matrix *to, const mimo
         return MIMO_OK;
     const size_t bytes = mimo_format_row_bytes(from->format, from->cols), mx = from->cols / 32;
     to->row_bytes = mimo_round_up(bytes, from->format == MIMO_FORMAT_F32 ? 2 * ROW_UNIT : ROW_UNIT);
-    uint8_t *data, *scales = NULL;
+    uint8_t *data = NULL, *scales = NULL;
     MIMO_TRY(take(r->host, &data, from->rows, to->row_bytes, r->err));
     if (from->format == MIMO_FORMAT_MXFP4)
         MIMO_TRY(take(r->host, &scales, from->rows, mx, r->err));
@@ -107,7 +107,7 @@ static mimo_status read_matrix(const reader *r, mimo_cuda_matrix *to, const mimo
 
 static mimo_status read_mlps(const reader *r, const mimo_cuda_matrix **out, const mimo_matrix *from, uint32_t count)
 {
-    mimo_cuda_matrix *to;
+    mimo_cuda_matrix *to = NULL;
     MIMO_TRY(take(r->host, &to, count, sizeof *to, r->err));
     for (uint32_t i = 0; i < count; i++)
         MIMO_TRY(read_matrix(r, &to[i], &from[i]));
@@ -134,7 +134,7 @@ static mimo_status read_layer(const reader *r, mimo_cuda_layer *to, const mimo_l
 static mimo_status read_layers(const reader *r, const mimo_weights *weights)
 {
     mimo_cuda_state *s = &r->host->state;
-    mimo_cuda_layer *layer;
+    mimo_cuda_layer *layer = NULL;
     MIMO_TRY(take(r->host, &layer, s->config->layers, sizeof *layer, r->err));
     s->layer = layer;
     const size_t element = s->kv.is_float ? sizeof(float) : sizeof(uint16_t);
@@ -156,7 +156,7 @@ static mimo_status read_layers(const reader *r, const mimo_weights *weights)
 static mimo_status read_draft(const reader *r, const mimo_weights *weights, const mimo_draft_config *draft,
                               const mimo_cuda_host *target)
 {
-    mimo_cuda_drafter *to;
+    mimo_cuda_drafter *to = NULL;
     MIMO_TRY(take(r->host, &to, 1, sizeof *to, r->err));
     r->host->state.draft = to;
     r->host->state.embed = target->state.embed;
@@ -171,7 +171,7 @@ static mimo_status open_cache(mimo_cuda_host *host, mimo_error *err)
 {
     mimo_cuda_state *s = &host->state;
     const size_t chunks = mimo_ceil_div(host->positions, MIMO_CUDA_CHUNK);
-    uint8_t *full, **chunk;
+    uint8_t *full = NULL, **chunk = NULL;
     MIMO_TRY(take(host, &full, chunks, s->kv.chunk_bytes[MIMO_FULL], err));
     MIMO_TRY(take(host, &chunk, chunks, sizeof *chunk, err));
     for (size_t i = 0; i < chunks; i++)
@@ -189,7 +189,7 @@ static mimo_status open_angles(mimo_cuda_host *host, mimo_error *err)
     mimo_cuda_state *s = &host->state;
     for (uint32_t kind = 0; kind < 2; kind++) {
         const uint32_t half = s->config->attention[kind].rotary_dim / 2;
-        float *frequency;
+        float *frequency = NULL;
         MIMO_TRY(take(host, &s->work.cos[kind], MIMO_CUDA_ROWS * (size_t)half, sizeof(float), err));
         MIMO_TRY(take(host, &s->work.sin[kind], MIMO_CUDA_ROWS * (size_t)half, sizeof(float), err));
         MIMO_TRY(take(host, &frequency, half, sizeof(float), err));
@@ -249,7 +249,7 @@ mimo_status mimo_cuda_host_open(mimo_cuda_host **out, const mimo_config *config,
                                 const mimo_draft_config *draft, const mimo_cuda_host *target, const mimo_file *files,
                                 const mimo_cuda_host_options *options, mimo_error *err)
 {
-    mimo_cuda_host *host;
+    mimo_cuda_host *host = NULL;
     *out = NULL;
     MIMO_TRY(mimo_alloc_array(&host, 1, sizeof *host, "bodies on the host", err));
     host->state.config = config;

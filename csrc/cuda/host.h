@@ -2,6 +2,8 @@
 #ifndef MIMO_CUDA_HOST_H
 #define MIMO_CUDA_HOST_H
 
+#include <stdbool.h>
+
 #include "base/file.h"
 #include "base/status.h"
 #include "cuda/op/state.h"
@@ -38,11 +40,11 @@ MIMO_MUST_CHECK mimo_status mimo_cuda_host_open(mimo_cuda_host **out, const mimo
 void mimo_cuda_host_close(mimo_cuda_host *host);
 
 /* Runs one operation of the tape by a team of one, in tiles of `tile` columns or steps; split: attention chunk by
- * chunk, in descending order, and then merged. (host.cc) */
+ * chunk, in descending order, and then merged. (host_run.cc) */
 void mimo_cuda_host_run(mimo_cuda_host *host, const mimo_op *op, uint32_t tile, bool split);
-/* y [T, rows] = w x [T, x_stride]; T <= MIMO_CUDA_ROWS. (host.cc) */
+/* y [T, rows] = w x [T, x_stride]; T <= MIMO_CUDA_ROWS. (host_run.cc) */
 void mimo_cuda_host_gemv(float *y, const mimo_cuda_matrix *w, const float *x, size_t x_stride, uint32_t T);
-/* What tensor cores are fed with. codes: eight E2M1. (host.cc) */
+/* What tensor cores are fed with. codes: eight E2M1. (host_run.cc) */
 void mimo_cuda_host_bf16(uint16_t out[8], uint32_t codes);
 void mimo_cuda_host_e4m3(uint8_t out[8], uint32_t codes, uint32_t fold);
 

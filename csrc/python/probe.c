@@ -13,6 +13,10 @@ static int probe_exec(PyObject *module)
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
         if (PyModule_AddFunctions(module, rooms[i]) < 0)
             return -1;
+#if MIMO_HAVE_HOST_BODIES
+    if (PyModule_AddFunctions(module, mimo_probe_cuda_methods) < 0)
+        return -1;
+#endif
     return 0;
 }
 
