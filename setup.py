@@ -1,21 +1,29 @@
-"""Builds the two extension modules from one set of objects.
+"""Builds the two extension modules from one set of objects, and the kernels of a GPU beside them.
 
 Why not plain setuptools: kernels of each instruction set need flags of their own, and an object must be rebuilt when a header it
 includes or a flag changes. Each object therefore keeps a depfile (from the compiler) and a record of its command line.
 
+CUDA: every csrc/cuda/*.cu becomes mimo_ultraspeed/_cuda/<name>.fatbin, machine code that the core hands to the driver (libcuda.so.1,
+opened when a model asks for device="cuda"). Nothing is linked to CUDA, so the package imports anywhere; _cuda/build.json says what
+was built, or why nothing was.
+
 Environment: MIMO_SANITIZE=1 builds with AddressSanitizer and UBSan; MIMO_WERROR=1 makes warnings errors; CC and CXX pick the
-compilers.
+compilers; MIMO_CUDA=0 leaves CUDA out, 1 fails without it, auto (the default) builds it where nvcc is found; CUDA_HOME is where to look for nvcc
+first; MIMO_CUDA_ARCH is a list such as "sm_90a,sm_100a" (the default: sm_90a).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sysconfig
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,6 +159,105 @@ class ObjectCache:
             return False
 
 
+# ---- CUDA ----
+
+
+def nvcc_candidates() -> list[Path]:
+    """Where nvcc may be: the toolkit the user names, the PATH's, the system's, then the nvidia-cuda-nvcc wheel of this environment
+    (an isolated build does not import from it, but knows where it is)."""
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    found = [home / "bin/nvcc" for home in homes]
+    on_path = shutil.which("nvcc")
+    if on_path is not None:
+        found.append(Path(on_path))
+    found.append(Path("/usr/local/cuda/bin/nvcc"))
+    for key in ("purelib", "platlib"):
+        site = Path(sysconfig.get_path(key))
+        found += sorted(site.glob("nvidia/cu*/bin/nvcc"), reverse=True) or [site / "nvidia/cu13/bin/nvcc"]
+    return list(dict.fromkeys(found))
+
+
+def cuda_wanted() -> str:
+    wanted = os.environ.get("MIMO_CUDA", "auto") or "auto"
+    if wanted not in ("0", "1", "auto"):
+        raise SystemExit(f"MIMO_CUDA: expected 0, 1 or auto, found {wanted!r}")
+    return wanted
+
+
+def cuda_archs() -> list[str]:
+    archs = (os.environ.get("MIMO_CUDA_ARCH") or "sm_90a").replace(" ", "").split(",")
+    for arch in archs:
+        if not re.fullmatch(r"sm_\d+[af]?", arch):
+            raise SystemExit(f"MIMO_CUDA_ARCH: expected a list such as sm_90a,sm_100a, found {arch!r}")
+    return archs
+
+
+class CudaBuild:
+    """Compiles csrc/cuda/*.cu, each into one file of machine code for the chosen architectures."""
+
+    def __init__(self, folder: Path, nvcc: Path) -> None:
+        self.folder = folder
+        self.nvcc = nvcc
+        told = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
+        match = re.search(r"release [\d.]+, V([\d.]+)", told)
+        self.version = match[1] if match else "unknown"
+
+    def flags(self) -> list[str]:
+        flags = ["-std=c++17", "-O3", "-lineinfo", f"-I{CSRC}", "-DNDEBUG"]
+        for arch in cuda_archs():
+            flags += ["-gencode", f"arch={arch.replace('sm_', 'compute_')},code={arch}"]
+        # A float operation is what is written, as on the CPU: contraction is off, division and square root round correctly.
+        flags += ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false", "-Xcompiler", "-Wall,-Wextra", "-Xptxas", "-v"]
+        return flags + (["-Werror", "all-warnings"] if os.environ.get("MIMO_WERROR") == "1" else [])
+
+    def compile(self, source: Path) -> Path:
+        """The .fatbin; what ptxas said of registers and memory is beside it (.ptxas)."""
+        target = self.folder / f"{source.stem}.fatbin"
+        depfile, record, log = (target.with_suffix(suffix) for suffix in (".d", ".cmd", ".ptxas"))
+        command = [str(self.nvcc), "-fatbin", *self.flags(), "-MMD", "-MF", str(depfile), str(source), "-o", str(target)]
+        digest = hashlib.sha256("\0".join([*command, self.version]).encode()).hexdigest()
+        if ObjectCache.is_current(target, depfile, record, digest):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{source.relative_to(ROOT)}: nvcc ended with status {done.returncode}:\n{done.stdout}")
+        log.write_text(done.stdout)
+        record.write_text(digest)
+        return target
+
+
+def build_cuda(folder: Path, destination: Path) -> None:
+    """Writes destination/*.fatbin and build.json, which says what was built: {built, reason, nvcc, version, archs}."""
+    wanted = cuda_wanted()
+    shutil.rmtree(destination, ignore_errors=True)
+    destination.mkdir(parents=True)
+    told: dict[str, object] = {"built": False}
+    candidates = nvcc_candidates()
+    nvcc = next((path for path in candidates if os.access(path, os.X_OK)), None)
+    if wanted == "0":
+        told["reason"] = "left out by MIMO_CUDA=0 when the package was built"
+    elif nvcc is None:
+        tried = ", ".join(map(str, candidates))
+        told["reason"] = f"no nvcc when the package was built (tried {tried}); install a CUDA toolkit or `pip install nvidia-cuda-nvcc`"
+    else:
+        try:
+            build = CudaBuild(folder, nvcc)
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                for path in pool.map(build.compile, sorted((CSRC / "cuda").glob("*.cu"))):
+                    shutil.copy2(path, destination / path.name)
+            told |= {"built": True, "nvcc": str(nvcc), "version": build.version, "archs": cuda_archs()}
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            if wanted == "1" or os.environ.get("MIMO_WERROR") == "1":
+                raise
+            warnings.warn(f"CUDA kernels were not built, the package has CPU kernels only: {error}", stacklevel=1)
+            told["reason"] = f"its kernels did not compile when the package was built: {str(error).splitlines()[0]}"
+    if wanted == "1" and not told["built"]:
+        raise SystemExit(f"MIMO_CUDA=1: {told['reason']}")
+    (destination / "build.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
 class BuildExtension(build_ext):
     """Compiles the objects once, in parallel, and links each module from its share of them."""
 
@@ -158,6 +265,8 @@ class BuildExtension(build_ext):
         flavour = "sanitize" if sanitize() else "release"
         cache = ObjectCache(Path(self.build_temp).resolve() / flavour)
         groups = sources()
+        first = Path(self.get_ext_fullpath(self.extensions[0].name))
+        build_cuda(Path(self.build_temp).resolve() / "cuda", first.parent / "_cuda")
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             objects = {name: list(pool.map(cache.compile, files)) for name, files in groups.items()}
         for extension in self.extensions:
@@ -165,7 +274,14 @@ class BuildExtension(build_ext):
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
             link = [*cache.compiler, "-shared", "-pthread", *(["-fsanitize=address,undefined"] if sanitize() else [])]
-            subprocess.run([*link, *map(str, objects["core"] + objects[name]), "-o", str(target), "-lm"], check=True)
+            subprocess.run([*link, *map(str, objects["core"] + objects[name]), "-o", str(target), "-lm", "-ldl"], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """For --inplace and editable installs: what lies beside the modules goes with them."""
+        super().copy_extensions_to_source()
+        here = ROOT / "mimo_ultraspeed/_cuda"
+        shutil.rmtree(here, ignore_errors=True)
+        shutil.copytree(Path(self.build_lib).resolve() / "mimo_ultraspeed/_cuda", here)
 
 
 class StableAbiWheel(bdist_wheel):
@@ -177,7 +293,7 @@ class StableAbiWheel(bdist_wheel):
 
 
 def extension(name: str) -> Extension:
-    files = [path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*") if path.suffix in (".c", ".h", ".def", ".cc")]
+    files = [path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*") if path.suffix in (".c", ".h", ".def", ".cc", ".cu")]
     return Extension(f"mimo_ultraspeed.{name}", sources=[f for f in files if f.endswith(".c")], depends=files, py_limited_api=True)
 
 
