@@ -63,13 +63,10 @@ static void kv_copy(mimo_backend *self, mimo_kv *to, const mimo_kv *from, size_t
     mimo_kv_copy(to, from, positions);
 }
 
-/* Sliding layers have overwritten what lies a ring behind the last position written; after the cut, the window behind
- * the next position must still be there. */
 static bool kv_can_cut(const mimo_backend *self, const mimo_kv *kv, size_t kept)
 {
     const mimo_cpu *cpu = (const mimo_cpu *)self;
-    const size_t window = cpu->config->attention[MIMO_SLIDING].window, ring = cpu->kv_layout.ring;
-    return ring == 0 || kv->written <= ring || kv->written + window <= kept + ring + 1;
+    return mimo_span_can_cut(cpu->config->attention[MIMO_SLIDING].window, cpu->kv_layout.ring, kv->written, kept);
 }
 
 static void kv_close(mimo_backend *self, mimo_kv *kv)

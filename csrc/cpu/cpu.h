@@ -5,7 +5,7 @@
 #include "cpu/kernels.h"
 #include "cpu/kv.h"
 #include "cpu/panel.h"
-#include "cpu/pool.h"
+#include "base/pool.h"
 #include "plan/backend.h"
 #include "plan/plan.h"
 

@@ -11,8 +11,8 @@ enum { CONTEXT_OPS = 2 };
 static void run_contexts(mimo_cpu_draft *draft, const mimo_draft_step *step)
 {
     for (size_t t = 0; t < step->contexts; t++) {
-        mimo_kv_draft_add(step->context_kv[t], step->context_position[t]);
         draft->kv[t] = step->context_kv[t]->draft;
+        mimo_span_add(&draft->kv[t]->span, draft->cpu.kv_layout.ring, step->context_position[t]);
     }
     const mimo_step rows = {.rows = step->contexts, .position = step->context_position, .kv = draft->kv};
     mimo_cpu_run(&draft->cpu, &rows, 0, CONTEXT_OPS);
@@ -24,8 +24,9 @@ static void run_blocks(mimo_cpu_draft *draft, const mimo_draft_step *step)
     for (size_t b = 0; b < step->blocks; b++) {
         const uint32_t anchor = step->position[b];
         size_t end;
-        mimo_kv_draft_block(step->block_kv[b], anchor, step->width);
-        mimo_kv_draft_span(step->block_kv[b], anchor, &draft->begin[b], &end);
+        mimo_kv_span *span = &step->block_kv[b]->draft->span;
+        mimo_span_block(span, anchor, step->width);
+        mimo_span_read(span, draft->cpu.kv_layout.ring, anchor, &draft->begin[b], &end);
         if (end != anchor)
             draft->begin[b] = anchor;
         for (size_t k = 0; k < step->width; k++) {
@@ -164,8 +165,8 @@ static mimo_status open_parts(mimo_cpu_draft *draft, mimo_error *err)
 
 static void kv_draft_span(const mimo_backend *self, const mimo_kv *kv, size_t position, size_t *begin, size_t *end)
 {
-    (void)self;
-    mimo_kv_draft_span(kv, position, begin, end);
+    const mimo_cpu_draft *draft = ((const mimo_cpu *)self)->draft;
+    mimo_span_read(&kv->draft->span, draft->cpu.kv_layout.ring, position, begin, end);
 }
 
 mimo_status mimo_cpu_draft_open(mimo_cpu *target, const mimo_draft *source, mimo_error *err)

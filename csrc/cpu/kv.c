@@ -99,49 +99,8 @@ void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions)
     if (from->draft != NULL) {
         mimo_kv_copy(to->draft, from->draft, positions);
         to->draft->span = from->draft->span;
-        mimo_kv_draft_cut(to, positions);
+        mimo_span_cut(&to->draft->span, to->draft->layout->ring, positions);
     }
-}
-
-/* The first position of a drafter's context that its ring still holds. */
-static size_t draft_begin(const mimo_kv *draft)
-{
-    const mimo_kv_span *span = &draft->span;
-    const size_t ring = draft->layout->ring;
-    return ring > 0 && span->top > span->begin + ring ? span->top - ring : span->begin;
-}
-
-void mimo_kv_draft_cut(mimo_kv *kv, size_t position)
-{
-    mimo_kv_span *span = &kv->draft->span;
-    if (span->end <= position)
-        return;
-    const size_t begin = draft_begin(kv->draft);
-    *span = begin < position ? (mimo_kv_span){.begin = begin, .end = position, .top = position} : (mimo_kv_span){0};
-}
-
-void mimo_kv_draft_add(mimo_kv *kv, size_t position)
-{
-    mimo_kv_span *span = &kv->draft->span;
-    mimo_kv_draft_cut(kv, position);
-    if (span->end != position)
-        *span = (mimo_kv_span){.begin = position};
-    span->end = position + 1;
-    span->top = mimo_max(span->top, span->end);
-}
-
-void mimo_kv_draft_block(mimo_kv *kv, size_t position, size_t width)
-{
-    mimo_kv_span *span = &kv->draft->span;
-    span->top = mimo_max(span->top, position + width);
-}
-
-void mimo_kv_draft_span(const mimo_kv *kv, size_t position, size_t *begin, size_t *end)
-{
-    *begin = draft_begin(kv->draft);
-    *end = mimo_min(kv->draft->span.end, position);
-    if (*begin >= *end)
-        *begin = *end = 0;
 }
 
 void mimo_kv_close(mimo_kv *kv)

@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "model/config.h"
 #include "plan/backend.h"
+#include "plan/span.h"
 
 enum { MIMO_KV_CHUNK = 256 };
 
@@ -27,12 +28,6 @@ typedef struct mimo_kv_layout {
     size_t head_bytes[2];                 /* one key/value head of one layer, 256 positions */
     size_t value_offset[2];               /* of the values within a head */
 } mimo_kv_layout;
-
-/* Which positions of a drafter's cache hold context: [begin, end), less what its ring has overwritten since. */
-typedef struct mimo_kv_span {
-    size_t begin, end;
-    size_t top; /* one more than the last position written, blocks included */
-} mimo_kv_span;
 
 struct mimo_kv {
     const mimo_kv_layout *layout;
@@ -55,15 +50,6 @@ MIMO_MUST_CHECK mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_
 void mimo_kv_trim(mimo_kv *kv, size_t positions);
 void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions);
 void mimo_kv_close(mimo_kv *kv);
-
-/* Of a sequence's cache with a drafter: its context does not reach beyond `position`; */
-void mimo_kv_draft_cut(mimo_kv *kv, size_t position);
-/* the context at `position` and no later one is about to be written; */
-void mimo_kv_draft_add(mimo_kv *kv, size_t position);
-/* a block of `width` rows is about to be written at `position`; */
-void mimo_kv_draft_block(mimo_kv *kv, size_t position, size_t width);
-/* the context that a block at `position` can see: [begin, end), end <= position. */
-void mimo_kv_draft_span(const mimo_kv *kv, size_t position, size_t *begin, size_t *end);
 
 /* The 256 positions of `layer` and key/value head `g` that hold `position`; *values is set to its values. */
 uint8_t *mimo_kv_head(const mimo_kv *kv, uint32_t layer, uint32_t g, size_t position, uint8_t **values);

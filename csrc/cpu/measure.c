@@ -12,9 +12,9 @@
 #endif
 
 #include "base/alloc.h"
+#include "base/pool.h"
 #include "base/size.h"
 #include "cpu/kernels.h"
-#include "cpu/pool.h"
 #include "cpu/profile.h"
 
 /* 16 bytes: eight sums of them stay in registers with any instruction set. */

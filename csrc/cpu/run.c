@@ -119,7 +119,7 @@ void mimo_cpu_step(mimo_backend *self, const mimo_step *step)
     for (size_t t = 0; t < step->rows; t++) {
         step->kv[t]->written = mimo_max(step->kv[t]->written, step->position[t] + (size_t)1);
         if (cpu->draft != NULL) /* what was drafted from here on was another text's */
-            mimo_kv_draft_cut(step->kv[t], step->position[t]);
+            mimo_span_cut(&step->kv[t]->draft->span, step->kv[t]->draft->layout->ring, step->position[t]);
     }
     mimo_cpu_run(cpu, step, 0, cpu->plan.count);
     if (cpu->profiling) {

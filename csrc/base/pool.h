@@ -2,8 +2,8 @@
  * units of work from a shared counter.
  *
  * A waiting worker spins, then yields, then sleeps; with more threads than cores it yields at once. */
-#ifndef MIMO_CPU_POOL_H
-#define MIMO_CPU_POOL_H
+#ifndef MIMO_BASE_POOL_H
+#define MIMO_BASE_POOL_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "cpu/pool.h"
+#include "base/pool.h"
 
 #include <pthread.h>
 #include <sched.h>
