@@ -3,13 +3,13 @@
 Why not plain setuptools: kernels of each instruction set need flags of their own, and an object must be rebuilt when a header it
 includes or a flag changes. Each object therefore keeps a depfile (from the compiler) and a record of its command line.
 
-CUDA: every csrc/cuda/*.cu becomes mimo_ultraspeed/_cuda/<name>.fatbin, machine code that the core hands to the driver (libcuda.so.1,
-opened when a model asks for device="cuda"). Nothing is linked to CUDA, so the package imports anywhere; _cuda/build.json says what
-was built, or why nothing was.
+CUDA: every csrc/cuda/*.cu becomes mimo_ultraspeed/_cuda/<name>.fatbin, machine code that the core gives the driver (libcuda.so.1,
+which is opened when a model asks for device="cuda"). Nothing is linked to CUDA, so the package imports anywhere; _cuda/build.json
+says what was built, or why nothing was.
 
 Environment: MIMO_SANITIZE=1 builds with AddressSanitizer and UBSan; MIMO_WERROR=1 makes warnings errors; CC and CXX pick the
-compilers; MIMO_CUDA=0 leaves CUDA out, 1 fails without it, auto (the default) builds it where nvcc is found; CUDA_HOME is where to look for nvcc
-first; MIMO_CUDA_ARCH is a list such as "sm_90a,sm_100a" (the default: sm_90a).
+compilers; MIMO_CUDA=0 leaves CUDA out, 1 fails without it, auto (the default) builds it where nvcc is found; CUDA_HOME is where to
+look for nvcc first; MIMO_CUDA_ARCH is a list such as "sm_90a,sm_100a" (the default: sm_90a).
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ def python_flags() -> list[str]:
     ]
 
 
+# Tests of csrc/cuda without a GPU, which stand on .cc files.
+NEED_CXX = ("python/probe_cuda.c", "python/probe_device.c", "cuda/host.c", "cuda/fake.c")
+
+
 def sources() -> dict[str, list[Path]]:
     """The .c files of the core, of _core's own binding and of _probe's; the .cc files are _probe's too."""
     groups: dict[str, list[Path]] = {"core": [], "_core": [], "_probe": []}
@@ -106,7 +110,7 @@ def sources() -> dict[str, list[Path]]:
         room = path.parent.relative_to(CSRC).as_posix()
         if room in ISA_FOLDERS and room not in ISA_FLAGS:
             continue
-        if path.name == "probe_cuda.c" or path == CSRC / "cuda/host.c":
+        if path.relative_to(CSRC).as_posix() in NEED_CXX:
             groups["_probe"] += [path] if cxx_compiler() is not None else []
         elif room != "python":
             groups["core"].append(path)
@@ -203,11 +207,20 @@ class CudaBuild:
         self.version = match[1] if match else "unknown"
 
     def flags(self) -> list[str]:
-        flags = ["-std=c++17", "-O3", "-lineinfo", f"-I{CSRC}", "-DNDEBUG"]
+        flags = ["-std=c++17", "-O3", f"-I{CSRC}", "-DNDEBUG"]
         for arch in cuda_archs():
             flags += ["-gencode", f"arch={arch.replace('sm_', 'compute_')},code={arch}"]
         # A float operation is what is written, as on the CPU: contraction is off, division and square root round correctly.
-        flags += ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false", "-Xcompiler", "-Wall,-Wextra", "-Xptxas", "-v"]
+        flags += [
+            "--fmad=false",
+            "--prec-div=true",
+            "--prec-sqrt=true",
+            "--ftz=false",
+            "-Xcompiler",
+            "-Wall,-Wextra",
+            "-Xptxas",
+            "-v",
+        ]
         return flags + (["-Werror", "all-warnings"] if os.environ.get("MIMO_WERROR") == "1" else [])
 
     def compile(self, source: Path) -> Path:
@@ -240,7 +253,9 @@ def build_cuda(folder: Path, destination: Path) -> None:
         told["reason"] = "left out by MIMO_CUDA=0 when the package was built"
     elif nvcc is None:
         tried = ", ".join(map(str, candidates))
-        told["reason"] = f"no nvcc when the package was built (tried {tried}); install a CUDA toolkit or `pip install nvidia-cuda-nvcc`"
+        told["reason"] = (
+            f"no nvcc when the package was built (tried {tried}); install a CUDA toolkit or `pip install nvidia-cuda-nvcc`"
+        )
     else:
         try:
             build = CudaBuild(folder, nvcc)

@@ -6,7 +6,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "Job", "cpu_variants", "int8_peak", "mxfp4_decode", "mxfp4_encode", "read_bandwidth"]
+__all__ = ["Engine", "Job", "cpu_variants", "cuda_devices", "int8_peak", "mxfp4_decode", "mxfp4_encode", "read_bandwidth"]
 
 # (name, dtype as the safetensors header spells it, shape, file index, first byte, one past the last byte), absolute in the file
 _Tensor = tuple[str, str, tuple[int, ...], int, int, int]
@@ -30,6 +30,7 @@ class Engine:
     variant: kernels by name ("ref", "avx2", "avxvnni", "avx512", "neon"), None the best this CPU runs. memory_limit: bytes that
       weights, workspace and KV caches may take together, 0 as many as the system gives; a load or job that cannot fit is a
       MemoryError.
+    device: -1 is the CPU; else the number of a GPU, with `image` the file of its kernels. Its memory is then the limit.
     draft: None, or a drafter: config (keys as above; vocab is V', the ids it drafts), tensors (whose files count in `files`), taps
       (layers of the target), block (B), qk_norm, markov_rank, causal_full, causal_sliding, window_from_anchor, and target_ids (V'
       ids of the target, or None: all). All required.
@@ -48,6 +49,8 @@ class Engine:
         memory_limit: int = 0,
         draft: Mapping[str, Any] | None = None,
         pin: bool = False,
+        device: int = -1,
+        image: str | None = None,
     ) -> Self: ...
     def load(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Reads and packs the weights on all threads; progress(done_bytes, total_bytes) is called about ten times a second."""
@@ -109,6 +112,9 @@ class Engine:
     @property
     def threads(self) -> int: ...
     @property
+    def backend(self) -> str:
+        """ "cpu" or "cuda"."""
+    @property
     def variant(self) -> str: ...
     @property
     def precision(self) -> str: ...
@@ -153,6 +159,9 @@ def mxfp4_decode(codes: NDArray[np.uint8], scales: NDArray[np.uint8], /) -> NDAr
 def read_bandwidth(bytes: int, threads: int, seconds: float) -> float:
     """Bytes per second that `threads` threads read in `seconds`, each over and over its share of `bytes` bytes, which are allocated
     for it: several times the last-level cache."""
+
+def cuda_devices() -> list[str]:
+    """Names of the GPUs that this process may use (opens libcuda.so.1). NotImplementedError says what is missing."""
 
 def int8_peak(threads: int, seconds: float) -> float:
     """Products of 8-bit integers per second that `threads` threads multiply and add in registers, with the best instructions that

@@ -12,7 +12,6 @@ from pathlib import Path
 
 __all__ = ["Backend", "Backends", "available_memory", "backends", "cores", "memory_limit", "processor", "processor_name"]
 
-CUDA_OFF = "not built: this package has CPU kernels only"
 _FEATURES = (
     "sse4_2 avx avx2 fma f16c avx_vnni avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16 amx_int8 asimd asimddp i8mm sve"
 )
@@ -54,6 +53,7 @@ def backends() -> Backends:
     cannot be loaded.
     """
     from ._core import cpu_variants
+    from .cuda import built, why_cuda_is_off
 
     found = cpu_variants()
     wanted = os.environ.get("MIMO_CPU")
@@ -65,7 +65,9 @@ def backends() -> Backends:
         if reason is None and name == chosen:
             told += ", chosen by MIMO_CPU" if wanted else ", chosen"
         table[f"cpu:{name}"] = Backend(f"cpu:{name}", reason is None, reason is None and name == chosen, told)
-    table["cuda"] = Backend("cuda", False, False, CUDA_OFF)
+    off = why_cuda_is_off()
+    told = off or f"for {', '.join(built()['archs'])}; never run on a GPU before, so device='auto' does not choose it"
+    table["cuda"] = Backend("cuda", off is None, False, told)
     return table
 
 

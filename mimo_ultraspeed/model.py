@@ -18,13 +18,14 @@ from ._core import Engine
 from .batch import run_all
 from .checkpoint import Checkpoint
 from .config import ModelConfig
+from .cuda import cuda_device, cuda_image
 from .default_model import DEFAULT_MODELS, ensure_default, model_folder
 from .detokenize import TextStream
 from .display import bar, size, table
 from .draft import Draft
 from .drafter import Drafter, open_drafter
 from .errors import EngineError
-from .hardware import CUDA_OFF, memory_limit
+from .hardware import memory_limit
 from .options import MAX_ANSWERS, GenerationArguments, GenerationDefaults, GenerationOptions
 from .prompts import Prompt, Prompts, check_ids, encode_prompt, split_prompts
 from .result import Result
@@ -91,7 +92,7 @@ class Model:
 
         source: "smollm2-135m" (the embedded default, fetched and converted on first use), a checkpoint's folder, or a hub id
           ("owner/name"). revision: branch, tag or commit of a hub id. local_files_only: True fetches nothing.
-        device: "auto" or "cpu".
+        device: "auto", "cpu", "cuda" or "cuda:1" and so on, as far as `backends()` says that they are on.
         draft: "auto" (the checkpoint's own drafter in its folder `dflash/`, or the one shipped for an embedded model, if there is
           one), True for one that must be there, None or False for none, the folder of a drafter, or a `Draft` with switches.
         precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
@@ -105,7 +106,8 @@ class Model:
         Raises OSError for missing files, CheckpointError (a ValueError) for contradicting ones, MemoryError, NotImplementedError
         for what this version does not run, ValueError for other arguments out of range.
         """
-        _check_arguments(device, precision, threads, max_context)
+        _check_arguments(precision, threads, max_context)
+        gpu = cuda_device(device)
         checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only, progress=progress)
         has_tokenizer = (checkpoint.folder / "tokenizer.json").exists()
         tokenizer = Tokenizer.from_folder(checkpoint.folder) if has_tokenizer else None
@@ -119,9 +121,11 @@ class Model:
             precision=precision,
             threads=threads or 0,
             max_context=max_context or 0,
-            variant=os.environ.get("MIMO_CPU") or None,
-            memory_limit=memory_limit(),
+            variant=os.environ.get("MIMO_CPU") or None if gpu is None else None,
+            memory_limit=memory_limit() if gpu is None or os.environ.get("MIMO_MEMORY") else 0,
             pin=pin,
+            device=-1 if gpu is None else gpu,
+            image=None if gpu is None else str(cuda_image()),
         )
         try:
             model = cls(checkpoint, engine, tokenizer, drafter)
@@ -180,8 +184,8 @@ class Model:
 
     @property
     def backend(self) -> str:
-        """What runs it, as in `mimo_ultraspeed.backends()`: "cpu:avx2"."""
-        return f"cpu:{self._engine.variant}"
+        """What runs it, as in `mimo_ultraspeed.backends()`: "cpu:avx2"; "cuda:plain" on a GPU."""
+        return f"{self._engine.backend}:{self._engine.variant}"
 
     @property
     def load_seconds(self) -> float:
@@ -386,11 +390,7 @@ def _show_load(shown: Any, done: int, total: int) -> None:
     shown.update(done - shown.n)
 
 
-def _check_arguments(device: str, precision: str, threads: int | None, max_context: int | None) -> None:
-    if device.split(":")[0] == "cuda":
-        raise NotImplementedError(f"device {device!r}: CUDA is {CUDA_OFF}; device='cpu' runs everywhere")
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"device: expected 'auto' or 'cpu', found {device!r}")
+def _check_arguments(precision: str, threads: int | None, max_context: int | None) -> None:
     if precision not in ("fast", "exact"):
         raise ValueError(f"precision: expected 'fast' or 'exact', found {precision!r}")
     for name, value in (("threads", threads), ("max_context", max_context)):

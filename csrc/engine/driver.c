@@ -72,13 +72,13 @@ static void end_running(mimo_engine *engine, mimo_job *job, mimo_finish finish, 
             end_in_slot(engine, i, finish, error);
 }
 
-static void cancel_all(mimo_engine *engine)
+static void end_all(mimo_engine *engine, mimo_finish finish, const mimo_error *error)
 {
     for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++)
         if (engine->slot[i] != NULL)
-            end_in_slot(engine, i, MIMO_FINISH_CANCELLED, NULL);
+            end_in_slot(engine, i, finish, error);
     while (engine->first_waiting != NULL)
-        mimo_job_end(pop_waiting(engine), MIMO_FINISH_CANCELLED, NULL);
+        mimo_job_end(pop_waiting(engine), finish, error);
 }
 
 static void end_call(mimo_engine *engine, mimo_call *call)
@@ -99,6 +99,41 @@ static mimo_call *pop_call(mimo_engine *engine)
     return call;
 }
 
+/* What the driver does next: a call, or a round. The mutex is held, but not while it is done. */
+static void work(mimo_engine *engine)
+{
+    mimo_call *call = pop_call(engine);
+    admit_and_end(engine);
+    engine->running_call = call;
+    mimo_follow_resolve(engine); /* for a job that follows one that is far ahead already */
+    mimo_round_select(engine);
+    pthread_mutex_unlock(&engine->mutex);
+    if (call != NULL)
+        mimo_engine_run_call(engine, call);
+    else
+        mimo_round_run(engine, end_running);
+    mimo_error lost = {0};
+    (void)!mimo_engine_check_backend(engine, &lost);
+    pthread_mutex_lock(&engine->mutex);
+    if (lost.code != MIMO_OK) {
+        engine->lost = lost;
+        end_all(engine, MIMO_FINISH_ERROR, &lost);
+        mimo_idle_drop_all(engine);
+        if (call != NULL && call->error.code == MIMO_OK)
+            call->error = lost;
+    }
+    if (call != NULL)
+        end_call(engine, call);
+}
+
+/* Ends the calls that wait, with the reason. The mutex is held. */
+static void refuse_calls(mimo_engine *engine)
+{
+    for (mimo_call *call; (call = pop_call(engine)) != NULL; end_call(engine, call))
+        (void)MIMO_FAIL(&call->error, MIMO_ERR_ENGINE, "%s",
+                        engine->lost.code != MIMO_OK ? engine->lost.text : "the engine was closed");
+}
+
 void *mimo_driver_main(void *argument)
 {
     mimo_engine *engine = argument;
@@ -108,23 +143,13 @@ void *mimo_driver_main(void *argument)
             pthread_cond_wait(&engine->work, &engine->mutex);
         if (engine->closing)
             break;
-        mimo_call *call = pop_call(engine);
-        admit_and_end(engine);
-        engine->running_call = call;
-        mimo_follow_resolve(engine); /* for a job that follows one that is far ahead already */
-        mimo_round_select(engine);
-        pthread_mutex_unlock(&engine->mutex);
-        if (call != NULL)
-            mimo_engine_run_call(engine, call);
+        if (engine->lost.code != MIMO_OK)
+            refuse_calls(engine);
         else
-            mimo_round_run(engine, end_running);
-        pthread_mutex_lock(&engine->mutex);
-        if (call != NULL)
-            end_call(engine, call);
+            work(engine);
     }
-    cancel_all(engine);
-    for (mimo_call *call; (call = pop_call(engine)) != NULL; end_call(engine, call))
-        (void)MIMO_FAIL(&call->error, MIMO_ERR_ENGINE, "the engine was closed");
+    end_all(engine, MIMO_FINISH_CANCELLED, NULL);
+    refuse_calls(engine);
     pthread_mutex_unlock(&engine->mutex);
     return NULL;
 }

@@ -56,7 +56,14 @@ mimo_status mimo_engine_check_open(const mimo_engine *engine, mimo_error *err)
 {
     if (engine->closing || engine->closed)
         return MIMO_FAIL(err, MIMO_ERR_ENGINE, "the engine is closed");
+    if (engine->lost.code != MIMO_OK)
+        return MIMO_FAIL(err, MIMO_ERR_ENGINE, "%s", engine->lost.text);
     return MIMO_OK;
+}
+
+mimo_status mimo_engine_check_backend(const mimo_engine *engine, mimo_error *err)
+{
+    return engine->backend->check != NULL ? engine->backend->check(engine->backend, err) : MIMO_OK;
 }
 
 /* ---- opening and closing ---- */
@@ -124,10 +131,20 @@ static mimo_status open_parts(mimo_engine *engine, const sources *from, mimo_err
         engine->files[i].fd = -1;
     MIMO_TRY(bind_weights(engine, from, err));
 
-    const mimo_backend_options backend = {
-        .exact = o->exact, .pin = o->pin, .threads = o->threads, .max_rows = MIMO_STEP_ROWS, .variant = o->variant};
-    MIMO_TRY(mimo_cpu_backend_open(&engine->backend, &engine->config, &engine->weights, engine->draft, &backend, err));
+    const mimo_backend_options backend = {.exact = o->exact,
+                                          .pin = o->pin,
+                                          .threads = o->threads,
+                                          .max_rows = MIMO_STEP_ROWS,
+                                          .max_context = o->max_context,
+                                          .variant = o->variant,
+                                          .device = o->device,
+                                          .image = o->image};
+    MIMO_TRY((o->cuda ? mimo_cuda_backend_open : mimo_cpu_backend_open)(
+        &engine->backend, &engine->config, &engine->weights, engine->draft, &backend, err));
     engine->memory = engine->backend->memory;
+    if (engine->memory.limit > 0 && (o->memory_limit == 0 || o->memory_limit > engine->memory.limit))
+        o->memory_limit = engine->memory.limit;
+    engine->name = engine->backend->name;
     engine->load_bytes = engine->backend->load_bytes;
     engine->variant = engine->backend->variant;
     engine->logits_stride = mimo_round_up(engine->config.vocab, 16);
@@ -238,6 +255,11 @@ const mimo_draft_config *mimo_engine_draft(const mimo_engine *engine)
 mimo_memory mimo_engine_memory(const mimo_engine *engine)
 {
     return engine->memory;
+}
+
+const char *mimo_engine_backend(const mimo_engine *engine)
+{
+    return engine->name;
 }
 
 const char *mimo_engine_variant(const mimo_engine *engine)

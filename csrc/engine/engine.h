@@ -39,6 +39,9 @@ typedef struct mimo_engine_options {
     uint32_t max_context;  /* positions of a sequence; 0: config.max_positions */
     uint64_t memory_limit; /* bytes for weights, workspace and KV caches together; 0: as many as the system gives */
     const char *variant;   /* NULL: the best kernels that run here */
+    bool cuda;             /* on the GPU number `device`, with the kernels of the file `image` */
+    uint32_t device;
+    const char *image;
 } mimo_engine_options;
 
 /* A drafter's config and tensors, whose file numbers count in the same list of files as the target's. */
@@ -66,6 +69,7 @@ const mimo_draft_config *mimo_engine_draft(const mimo_engine *engine); /* NULL w
 /* Most rows of a round: the drafter's block, or MIMO_LOOKUP_BLOCK. */
 uint32_t mimo_engine_block(const mimo_engine *engine);
 mimo_memory mimo_engine_memory(const mimo_engine *engine);
+const char *mimo_engine_backend(const mimo_engine *engine); /* "cpu", "cuda" */
 const char *mimo_engine_variant(const mimo_engine *engine);
 uint32_t mimo_engine_threads(const mimo_engine *engine);
 uint32_t mimo_engine_max_context(const mimo_engine *engine);

@@ -201,6 +201,8 @@ void mimo_round_run(mimo_engine *engine,
     add_taps(engine, &step);
     const double begin = mimo_clock_seconds();
     engine->backend->step(engine->backend, &step);
+    if (mimo_engine_check_backend(engine, NULL) != MIMO_OK)
+        return; /* the driver ends the jobs */
     if (prompt_rows == 0)
         mimo_times_observe(&engine->times, step.rows, mimo_clock_seconds() - begin);
     if (engine->answers > 0)

@@ -114,9 +114,9 @@ struct mimo_engine {
     mimo_file *files;
     size_t file_count;
     mimo_engine_options options;
-    mimo_memory memory; /* of the backend, kept for after it is closed, as are the next two */
+    mimo_memory memory; /* of the backend, kept for after it is closed, as are the next three */
     uint64_t load_bytes;
-    const char *variant;
+    const char *name, *variant;
     pid_t pid; /* of the process whose threads these are */
     pthread_t driver;
     bool driver_runs;
@@ -125,6 +125,7 @@ struct mimo_engine {
     pthread_cond_t work;      /* something for the driver */
     pthread_cond_t call_done; /* some call ended */
     bool closing, closed, loaded;
+    mimo_error lost;         /* why the backend no longer runs, and nothing else will; code 0: it does */
     mimo_call *running_call; /* the one that the driver is in, so that closing can cancel it */
     mimo_call *first_call, **last_call;
     mimo_job *first_waiting, **last_waiting;
@@ -160,8 +161,11 @@ int mimo_condition_init(pthread_cond_t *condition);
 /* MIMO_ERR_ENGINE in a forked child. Takes no lock: whatever a caller may reach asks this before it locks the mutex,
  * which may have been held when it was copied and then never opens. */
 MIMO_MUST_CHECK mimo_status mimo_engine_check_process(const mimo_engine *engine, mimo_error *err);
-/* MIMO_ERR_ENGINE if the engine is closed. The mutex is held. */
+/* MIMO_ERR_ENGINE if the engine is closed or lost. The mutex is held. */
 MIMO_MUST_CHECK mimo_status mimo_engine_check_open(const mimo_engine *engine, mimo_error *err);
+
+/* MIMO_ERR_ENGINE if the backend's device is lost: no result of its steps is to be used. The driver's. */
+MIMO_MUST_CHECK mimo_status mimo_engine_check_backend(const mimo_engine *engine, mimo_error *err);
 
 /* driver.c */
 void *mimo_driver_main(void *engine);

@@ -63,8 +63,11 @@ typedef struct mimo_backend_options {
     bool exact;       /* float activations, weights as stored; else int8 activations, BF16 and FP8 repacked to 8 bits */
     bool pin;         /* each worker stays on one core */
     uint32_t threads; /* >= 1 */
-    uint32_t max_rows;   /* most rows of a step */
-    const char *variant; /* kernels by name, NULL: the best that runs here */
+    uint32_t max_rows;    /* most rows of a step */
+    uint32_t max_context; /* most positions of a sequence */
+    const char *variant;  /* kernels by name, NULL: the best that runs here */
+    uint32_t device;      /* number of the GPU, and the file of its kernels; neither is the CPU's */
+    const char *image;
 } mimo_backend_options;
 
 typedef struct mimo_memory {
@@ -74,6 +77,7 @@ typedef struct mimo_memory {
     uint64_t kv_chunk;        /* positions by which these grow */
     uint64_t kv_fixed;        /* sliding layers, the drafter's included, one sequence */
     uint64_t read_per_token;  /* weight bytes that a step of one row reads, without the drafter's */
+    uint64_t limit;           /* all of it together, where the backend has memory of its own; 0: the engine decides */
 } mimo_memory;
 
 /* Where the time of steps went, one entry an operation of plan/ops.def, summed over layers and steps. */
@@ -97,9 +101,14 @@ MIMO_MUST_CHECK mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo
                                                   const mimo_weights *weights, const mimo_draft *draft,
                                                   const mimo_backend_options *options, mimo_error *err);
 
+/* The same on a GPU (options->device), of whose memory all parts are. MIMO_ERR_UNSUPPORTED without driver or GPU. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_backend_open(mimo_backend **out, const mimo_config *config,
+                                                   const mimo_weights *weights, const mimo_draft *draft,
+                                                   const mimo_backend_options *options, mimo_error *err);
+
 struct mimo_backend {
-    const char *name;    /* "cpu" */
-    const char *variant; /* "avx2", ... */
+    const char *name;    /* "cpu", "cuda" */
+    const char *variant; /* "avx2", ...; "plain" */
     mimo_memory memory;
 
     /* Reads and packs all weights. Raises *done towards load_bytes as it goes; soon after *cancel is set it ends with
@@ -108,7 +117,11 @@ struct mimo_backend {
                         const atomic_bool *cancel, mimo_error *err);
     uint64_t load_bytes;
 
-    /* Runs one step; the caller's thread is one of the workers. Allocates nothing and cannot fail. */
+    /* NULL: the backend cannot be lost. MIMO_ERR_ENGINE with the reason once its device is: whatever a step has written
+     * since the last MIMO_OK is worthless, and all later ones will be. */
+    mimo_status (*check)(const mimo_backend *self, mimo_error *err);
+
+    /* Runs one step; the caller's thread is one of the workers. Allocates nothing and fails only as `check` says. */
     void (*step)(mimo_backend *self, const mimo_step *step);
     /* The same for the drafter; NULL without one. */
     void (*draft)(mimo_backend *self, const mimo_draft_step *step);

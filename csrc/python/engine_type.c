@@ -108,16 +108,19 @@ static int engine_open(engine_object *self, PyObject *config_object, PyObject *t
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"config",  "tensors",      "files", "precision", "threads", "max_context",
-                            "variant", "memory_limit", "draft", "pin",       NULL};
+    static char *names[] = {"config",       "tensors", "files", "precision", "threads", "max_context", "variant",
+                            "memory_limit", "draft",   "pin",   "device",    "image",   NULL};
     PyObject *config, *tensors, *files, *draft = Py_None;
-    const char *precision = "fast", *variant = NULL;
+    const char *precision = "fast", *variant = NULL, *image = NULL;
     unsigned int threads = 0, max_context = 0;
     unsigned long long memory_limit = 0;
-    int pin = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzKOp:Engine", names, &config, &tensors, &files, &precision,
-                                     &threads, &max_context, &variant, &memory_limit, &draft, &pin))
+    int pin = 0, device = -1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzKOpiz:Engine", names, &config, &tensors, &files,
+                                     &precision, &threads, &max_context, &variant, &memory_limit, &draft, &pin, &device,
+                                     &image))
         return NULL;
+    if (device >= 0 && image == NULL)
+        return PyErr_Format(PyExc_ValueError, "image: expected the file of the GPU's kernels, found None");
     if (strcmp(precision, "fast") != 0 && strcmp(precision, "exact") != 0)
         return PyErr_Format(PyExc_ValueError, "precision: expected 'fast' or 'exact', found '%s'", precision);
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -129,7 +132,10 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
                                          .threads = threads,
                                          .max_context = max_context,
                                          .memory_limit = memory_limit,
-                                         .variant = variant};
+                                         .variant = variant,
+                                         .cuda = device >= 0,
+                                         .device = device >= 0 ? (uint32_t)device : 0,
+                                         .image = image};
     if (engine_open(self, config, tensors, files, draft, &options) < 0) {
         Py_DECREF(self);
         return NULL;
@@ -416,6 +422,12 @@ static PyObject *get_threads(engine_object *self, void *unused)
     return PyLong_FromUnsignedLong(mimo_engine_threads(self->engine));
 }
 
+static PyObject *get_backend(engine_object *self, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(mimo_engine_backend(self->engine));
+}
+
 static PyObject *get_variant(engine_object *self, void *unused)
 {
     (void)unused;
@@ -474,6 +486,7 @@ static PyMethodDef engine_methods[] = {
 static PyGetSetDef engine_properties[] = {
     {"loaded", (getter)get_loaded, NULL, "Whether the weights are in memory.", NULL},
     {"threads", (getter)get_threads, NULL, "Worker threads.", NULL},
+    {"backend", (getter)get_backend, NULL, "What runs the model: 'cpu' or 'cuda'.", NULL},
     {"variant", (getter)get_variant, NULL, "Name of the kernels in use.", NULL},
     {"precision", (getter)get_precision, NULL, "'fast' or 'exact'.", NULL},
     {"max_context", (getter)get_max_context, NULL, "Positions of a sequence.", NULL},
@@ -483,7 +496,7 @@ static PyGetSetDef engine_properties[] = {
 
 static PyType_Slot engine_slots[] = {
     {Py_tp_doc, "Engine(config, tensors, files, *, precision='fast', threads=0, max_context=0, variant=None, "
-                "memory_limit=0, draft=None, pin=False)\n--\n\n"
+                "memory_limit=0, draft=None, pin=False, device=-1, image=None)\n--\n\n"
                 "A model and the worker threads that run it."},
     {Py_tp_new, engine_new},
     {Py_tp_dealloc, engine_dealloc},

@@ -14,7 +14,8 @@ static int probe_exec(PyObject *module)
         if (PyModule_AddFunctions(module, rooms[i]) < 0)
             return -1;
 #if MIMO_HAVE_HOST_BODIES
-    if (PyModule_AddFunctions(module, mimo_probe_cuda_methods) < 0)
+    if (PyModule_AddFunctions(module, mimo_probe_cuda_methods) < 0 ||
+        PyModule_AddFunctions(module, mimo_probe_device_methods) < 0)
         return -1;
 #endif
     return 0;

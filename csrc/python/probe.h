@@ -13,6 +13,7 @@ extern PyMethodDef mimo_probe_draft_methods[];  /* probe_draft.c: steps of a dra
 extern PyMethodDef mimo_probe_dflash_methods[]; /* probe_dflash.c: verification, lookup, widths */
 extern PyMethodDef mimo_probe_lower_methods[];   /* probe_lower.c: queues of tile tasks */
 extern PyMethodDef mimo_probe_cuda_methods[];   /* probe_cuda.c: operation bodies on the host, where they are built */
+extern PyMethodDef mimo_probe_device_methods[]; /* probe_device.c: a made-up CUDA driver, where bodies are built */
 
 /* Reads a dict of options; absent keys are off. 0, or -1 with an exception. */
 int mimo_probe_sampling(mimo_sampling *out, PyObject *dict);

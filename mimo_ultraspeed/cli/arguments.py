@@ -45,7 +45,7 @@ def add_running(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup 
     group.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per available core)")
     group.add_argument("--pin", action="store_true", help="keep each worker thread on one core")
     group.add_argument("--max-context", type=int, metavar="N", help="positions of prompt and answer (default: the model's limit)")
-    group.add_argument("--device", default="auto", help="auto (default) or cpu")
+    group.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 

@@ -1,0 +1,73 @@
+/* The CUDA backend's own state, shared by the files of this room. */
+#ifndef MIMO_CUDA_CUDA_H
+#define MIMO_CUDA_CUDA_H
+
+#include "base/pool.h"
+#include "cuda/device.h"
+#include "cuda/kv.h"
+#include "cuda/memory.h"
+#include "plan/backend.h"
+#include "plan/plan.h"
+
+/* A model's layers, its tape, and the tape recorded for every number of rows. */
+typedef struct mimo_cuda_tape {
+    mimo_cuda_model model;
+    mimo_plan plan;
+    uint32_t context_ops;               /* of a drafter's tape: those that make context; 0 in a target's */
+    void *graph[2][MIMO_CUDA_ROWS + 1]; /* [0] the tape after its context_ops, [1] those; by rows */
+} mimo_cuda_tape;
+
+typedef struct mimo_cuda {
+    mimo_backend base;
+    mimo_cuda_device device;
+    mimo_cuda_memory memory;
+    mimo_cuda_pool kv;
+    mimo_cuda_tape target, drafter; /* drafter.model.config is NULL without one */
+    bool exact;
+    size_t max_rows;
+    uint32_t max_context;
+    mimo_pool *pool;
+
+    mimo_cuda_ptr weights, tables, work, caches;
+    uint8_t *host_tables; /* the tables as they are on the device, while loading */
+    bool loaded;
+
+    /* Memory of the host that the device copies from; one entry for every piece of a step. */
+    mimo_cuda_step *step; /* [pieces] */
+    float *features;      /* [pieces, M, MIMO_CUDA_ROWS, H]; of a drafter */
+    size_t pieces;
+
+    /* The Markov head of a drafter, which the host runs. */
+    float *markov_in, *markov_out; /* [V', rank] */
+    uint32_t *index;               /* [V] index of a target's id, or V' where it has none; NULL: the same */
+
+    bool profiling;
+    mimo_profile profile;
+} mimo_cuda;
+
+/* load.c */
+/* Allocates, reads the files and tells the device. On failure nothing stays. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_load(mimo_cuda *cuda, const mimo_file *files, atomic_uint_fast64_t *done,
+                                           const atomic_bool *cancel, mimo_error *err);
+uint64_t mimo_cuda_load_bytes(const mimo_cuda *cuda);
+void mimo_cuda_unload(mimo_cuda *cuda);
+
+/* vectors.c: what is small. The tables are placed and cuda->host_tables is theirs. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_fill_tables(mimo_cuda *cuda, const mimo_file *files, mimo_error *err);
+/* The Markov head's matrices, on the host. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_load_markov(mimo_cuda *cuda, const mimo_file *files, mimo_error *err);
+
+/* run.c */
+/* Queues operations [first, end) of the tape for steps of `rows` rows. */
+void mimo_cuda_run(mimo_cuda *cuda, mimo_cuda_tape *tape, uint32_t first, uint32_t end, uint32_t rows);
+/* Records the tapes for every number of rows. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_record_tapes(mimo_cuda *cuda, mimo_error *err);
+void mimo_cuda_forget_tapes(mimo_cuda *cuda);
+/* Runs the tape's part (0, 1: see mimo_cuda_tape.graph) for cuda->step[piece]. */
+void mimo_cuda_run_piece(mimo_cuda *cuda, mimo_cuda_tape *tape, int part, size_t piece);
+void mimo_cuda_backend_step(mimo_backend *self, const mimo_step *step);
+
+/* draft.c */
+MIMO_MUST_CHECK mimo_status mimo_cuda_draft_open(mimo_cuda *cuda, const mimo_draft *draft, mimo_error *err);
+
+#endif

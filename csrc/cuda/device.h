@@ -1,0 +1,81 @@
+/* One GPU with our kernels loaded: memory, copies and launches, each checked.
+ *
+ * The first call that fails while steps run makes the device lost: `lost` says why, and nothing is asked of it any
+ * more. Functions may be called from any thread that has called mimo_cuda_enter, one at a time but for copies in. */
+#ifndef MIMO_CUDA_DEVICE_H
+#define MIMO_CUDA_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "cuda/driver.h"
+#include "cuda/op/state.h"
+
+typedef enum mimo_cuda_kernel {
+#define MIMO_CUDA_KERNEL(name) MIMO_CUDA_##name,
+#include "cuda/kernels.def"
+#undef MIMO_CUDA_KERNEL
+    MIMO_CUDA_KERNELS
+} mimo_cuda_kernel;
+
+enum { MIMO_CUDA_WARPS = 8 }; /* of a CTA of the plain path, as plain.cu has it */
+
+typedef struct mimo_cuda_device {
+    mimo_cuda_driver driver;
+    int number;
+    bool retained;
+    void *context, *module, *stream;
+    void *function[MIMO_CUDA_KERNELS];
+    uint32_t processors;
+    uint64_t available; /* bytes that were free when it was opened, kernels loaded */
+    char name[128];
+    mimo_error lost; /* code 0: it is not */
+} mimo_cuda_device;
+
+/* The names of the GPUs here, the first `room` of *count. MIMO_ERR_UNSUPPORTED says what is missing. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_list(char (*names)[128], size_t room, size_t *count, mimo_error *err);
+
+/* Device number `ordinal`, and the kernels of the file `image`. MIMO_ERR_UNSUPPORTED says what is missing: a driver, a
+ * GPU, kernels for its architecture. On failure nothing stays open. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_device_open(mimo_cuda_device *device, uint32_t ordinal, const char *image,
+                                                  mimo_error *err);
+void mimo_cuda_device_close(mimo_cuda_device *device);
+
+/* Makes the device the calling thread's. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_enter(mimo_cuda_device *device, mimo_error *err);
+
+/* bytes of the device, or of the host's memory that it copies from and to without a detour; 0 and NULL after failure.
+ */
+MIMO_MUST_CHECK mimo_status mimo_cuda_alloc(mimo_cuda_device *device, mimo_cuda_ptr *out, size_t bytes,
+                                            const char *what, mimo_error *err);
+MIMO_MUST_CHECK mimo_status mimo_cuda_alloc_host(mimo_cuda_device *device, void *out, size_t bytes, const char *what,
+                                                 mimo_error *err);
+/* Forgets what it frees; 0 and NULL are fine. */
+void mimo_cuda_release(mimo_cuda_device *device, mimo_cuda_ptr *memory);
+void mimo_cuda_release_host(mimo_cuda_device *device, void *memory);
+
+/* Copies and waits. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_write(mimo_cuda_device *device, mimo_cuda_ptr to, const void *from, size_t bytes,
+                                            mimo_error *err);
+
+/* What follows is queued, in order, and fails into `lost`. */
+void mimo_cuda_queue_in(mimo_cuda_device *device, mimo_cuda_ptr to, const void *from, size_t bytes);
+void mimo_cuda_queue_out(mimo_cuda_device *device, void *to, mimo_cuda_ptr from, size_t bytes);
+void mimo_cuda_queue_over(mimo_cuda_device *device, mimo_cuda_ptr to, mimo_cuda_ptr from, size_t bytes);
+void mimo_cuda_queue_kernel(mimo_cuda_device *device, mimo_cuda_kernel kernel, uint32_t ctas, size_t scratch_bytes,
+                            const mimo_cuda_state *state, uint32_t layer);
+void mimo_cuda_queue_graph(mimo_cuda_device *device, void *graph);
+/* Waits for all that was queued. */
+void mimo_cuda_wait(mimo_cuda_device *device);
+
+/* What is queued between them is kept, not run: *graph runs it with mimo_cuda_queue_graph. */
+void mimo_cuda_record(mimo_cuda_device *device);
+MIMO_MUST_CHECK mimo_status mimo_cuda_recorded(mimo_cuda_device *device, void **graph, mimo_error *err);
+void mimo_cuda_forget(mimo_cuda_device *device, void *graph);
+
+/* MIMO_ERR_ENGINE with the reason once the device is lost. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_device_check(const mimo_cuda_device *device, mimo_error *err);
+
+#endif

@@ -1,0 +1,464 @@
+#include "cuda/fake.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/size.h"
+#include "cuda/plain_host.h"
+
+enum { HEADER = 256, MOST_QUEUED = 1 << 16, SHARED_MEMORY = 48 << 10 };
+
+typedef enum work_kind { WORK_COPY, WORK_FILL, WORK_LAUNCH } work_kind;
+
+typedef struct work {
+    work_kind kind;
+    void *to;
+    const void *from;
+    size_t bytes; /* or of shared memory */
+    const char *kernel;
+    mimo_cuda_state state;
+    uint32_t layer, ctas;
+} work;
+
+typedef struct work_list {
+    work *item;
+    size_t count, room;
+} work_list;
+
+static struct {
+    pthread_mutex_t mutex;
+    mimo_cuda_fake_options options;
+    mimo_cuda_fake_stats stats;
+    bool lost, recording;
+    work_list queue, record;
+} fake = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+enum { OUT_OF_MEMORY = 2, INVALID_VALUE = 1 };
+
+/* ---- failing ---- */
+
+static int enter(void)
+{
+    pthread_mutex_lock(&fake.mutex);
+    fake.stats.calls++;
+    if (fake.lost)
+        return fake.options.fail_result;
+    if (fake.options.fail_at == 0 || fake.stats.calls != fake.options.fail_at)
+        return 0;
+    fake.lost = fake.options.fail_for_good;
+    return fake.options.fail_result;
+}
+
+static int leave(int result)
+{
+    pthread_mutex_unlock(&fake.mutex);
+    return result;
+}
+
+#define ENTER()                                                                                                        \
+    do {                                                                                                               \
+        const int result_ = enter();                                                                                   \
+        if (result_ != 0)                                                                                              \
+            return leave(result_);                                                                                     \
+    } while (0)
+
+static int fake_error_name(int result, const char **text)
+{
+    *text = result == 0 ? "CUDA_SUCCESS" : "CUDA_ERROR_FAKED";
+    return 0;
+}
+
+static int fake_error_text(int result, const char **text)
+{
+    *text = result == 0 ? "no error" : "a test made this call fail";
+    return 0;
+}
+
+/* ---- devices ---- */
+
+static int fake_init(unsigned flags)
+{
+    (void)flags;
+    ENTER();
+    return leave(fake.options.init_result);
+}
+
+static int fake_version(int *version)
+{
+    ENTER();
+    *version = 13000;
+    return leave(0);
+}
+
+static int fake_device_count(int *count)
+{
+    ENTER();
+    *count = (int)fake.options.devices;
+    return leave(*count > 0 ? 0 : MIMO_CUDA_NO_DEVICE);
+}
+
+static int fake_device_get(int *device, int ordinal)
+{
+    ENTER();
+    *device = ordinal;
+    return leave(0);
+}
+
+static int fake_device_name(char *name, int size, int device)
+{
+    (void)device;
+    ENTER();
+    strncpy(name, "a GPU made up by a test", (size_t)size - 1);
+    name[size - 1] = '\0';
+    return leave(0);
+}
+
+static int fake_device_attribute(int *value, int attribute, int device)
+{
+    (void)device;
+    ENTER();
+    *value = attribute == MIMO_CUDA_ATTRIBUTE_PROCESSORS ? (int)fake.options.processors
+             : attribute == MIMO_CUDA_ATTRIBUTE_MAJOR    ? 9
+                                                         : 0;
+    return leave(0);
+}
+
+/* Contexts, modules and streams are only counted. */
+static int open_handle(void **handle)
+{
+    ENTER();
+    fake.stats.live_handles++;
+    *handle = &fake;
+    return leave(0);
+}
+
+static int close_handle(void)
+{
+    pthread_mutex_lock(&fake.mutex);
+    fake.stats.live_handles--;
+    return leave(0);
+}
+
+static int fake_context_retain(void **context, int device)
+{
+    (void)device;
+    return open_handle(context);
+}
+
+static int fake_context_release(int device)
+{
+    (void)device;
+    return close_handle();
+}
+
+static int fake_context_set(void *context)
+{
+    (void)context;
+    ENTER();
+    return leave(0);
+}
+
+static int fake_module_load(void **module, const void *image)
+{
+    (void)image;
+    if (fake.options.module_result != 0)
+        return fake.options.module_result;
+    return open_handle(module);
+}
+
+static int fake_module_unload(void *module)
+{
+    (void)module;
+    return close_handle();
+}
+
+static int fake_module_function(void **function, void *module, const char *name)
+{
+    (void)module;
+    ENTER();
+    const void *known = name; /* a constant of device.c */
+    memcpy(function, &known, sizeof known);
+    return leave(0);
+}
+
+static int fake_stream_open(void **stream, unsigned flags)
+{
+    (void)flags;
+    return open_handle(stream);
+}
+
+static int fake_stream_close(void *stream)
+{
+    (void)stream;
+    return close_handle();
+}
+
+/* ---- memory ---- */
+
+static int fake_memory_info(size_t *available, size_t *total)
+{
+    ENTER();
+    *total = fake.options.memory;
+    *available = fake.options.memory - mimo_min(fake.stats.live_bytes, fake.options.memory);
+    return leave(0);
+}
+
+/* A block remembers its size before its first byte, and is full of NaN: nobody may count on zeros. */
+static void *take(size_t bytes)
+{
+    uint8_t *block = mimo_alloc(bytes + HEADER);
+    if (block == NULL)
+        return NULL;
+    memcpy(block, &bytes, sizeof bytes);
+    memset(block + HEADER, 0xff, bytes);
+    fake.stats.live_bytes += bytes;
+    fake.stats.live_blocks++;
+    return block + HEADER;
+}
+
+static int give_back(void *memory)
+{
+    pthread_mutex_lock(&fake.mutex);
+    uint8_t *block = (uint8_t *)memory - HEADER;
+    size_t bytes;
+    memcpy(&bytes, block, sizeof bytes);
+    fake.stats.live_bytes -= bytes;
+    fake.stats.live_blocks--;
+    mimo_free(block);
+    return leave(0);
+}
+
+static int fake_alloc(mimo_cuda_ptr *memory, size_t bytes)
+{
+    ENTER();
+    void *block = fake.stats.live_bytes + bytes <= fake.options.memory ? take(bytes) : NULL;
+    *memory = (mimo_cuda_ptr)(uintptr_t)block;
+    return leave(block != NULL ? 0 : OUT_OF_MEMORY);
+}
+
+static int fake_release(mimo_cuda_ptr memory)
+{
+    return give_back((void *)(uintptr_t)memory);
+}
+
+static int fake_host_alloc(void **memory, size_t bytes)
+{
+    ENTER();
+    *memory = take(bytes);
+    return leave(*memory != NULL ? 0 : OUT_OF_MEMORY);
+}
+
+/* ---- streams ---- */
+
+static int queue(const work *item)
+{
+    work_list *list = fake.recording ? &fake.record : &fake.queue;
+    if (list->count == list->room) {
+        const size_t room = mimo_max(64, 2 * list->room);
+        work *more = room <= MOST_QUEUED ? mimo_alloc(room * sizeof *more) : NULL;
+        if (more == NULL)
+            return OUT_OF_MEMORY;
+        if (list->count > 0)
+            memcpy(more, list->item, list->count * sizeof *more);
+        mimo_free(list->item);
+        list->item = more;
+        list->room = room;
+    }
+    list->item[list->count++] = *item;
+    return 0;
+}
+
+static int fake_copy_in(mimo_cuda_ptr to, const void *from, size_t bytes, void *stream)
+{
+    (void)stream;
+    ENTER();
+    fake.stats.copied_in += bytes;
+    return leave(queue(&(work){.kind = WORK_COPY, .to = (void *)(uintptr_t)to, .from = from, .bytes = bytes}));
+}
+
+static int fake_copy_out(void *to, mimo_cuda_ptr from, size_t bytes, void *stream)
+{
+    (void)stream;
+    ENTER();
+    fake.stats.copied_out += bytes;
+    return leave(queue(&(work){.kind = WORK_COPY, .to = to, .from = (void *)(uintptr_t)from, .bytes = bytes}));
+}
+
+static int fake_copy_over(mimo_cuda_ptr to, mimo_cuda_ptr from, size_t bytes, void *stream)
+{
+    (void)stream;
+    ENTER();
+    const void *source = (void *)(uintptr_t)from;
+    return leave(queue(&(work){.kind = WORK_COPY, .to = (void *)(uintptr_t)to, .from = source, .bytes = bytes}));
+}
+
+static int fake_fill(mimo_cuda_ptr to, unsigned char value, size_t bytes, void *stream)
+{
+    (void)stream;
+    ENTER();
+    return leave(
+        queue(&(work){.kind = WORK_FILL, .to = (void *)(uintptr_t)to, .bytes = bytes, .layer = (uint32_t)value}));
+}
+
+static int fake_launch(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                       unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **parameters,
+                       void **extra)
+{
+    (void)stream;
+    (void)extra;
+    ENTER();
+    if (grid_y * grid_z * block_y * block_z != 1 || grid_x == 0 || block_x % 32 != 0)
+        return leave(INVALID_VALUE);
+    work item = {.kind = WORK_LAUNCH, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
+    memcpy(&item.state, parameters[0], sizeof item.state);
+    memcpy(&item.layer, parameters[1], sizeof item.layer);
+    return leave(queue(&item));
+}
+
+static int run(const work *item)
+{
+    if (item->kind == WORK_COPY) {
+        memcpy(item->to, item->from, item->bytes);
+        return 0;
+    }
+    if (item->kind == WORK_FILL) {
+        memset(item->to, (int)item->layer, item->bytes);
+        return 0;
+    }
+    static float scratch[SHARED_MEMORY / sizeof(float)];
+    fake.stats.launches++;
+    if (item->bytes > sizeof scratch)
+        return INVALID_VALUE;
+    return mimo_plain_host_run(item->kernel, &item->state, item->layer, item->ctas, scratch) != 0 ? 0 : INVALID_VALUE;
+}
+
+static int fake_stream_wait(void *stream)
+{
+    (void)stream;
+    ENTER();
+    int result = 0;
+    for (size_t i = 0; i < fake.queue.count && result == 0; i++)
+        result = run(&fake.queue.item[i]);
+    fake.queue.count = 0;
+    return leave(result);
+}
+
+/* ---- graphs ---- */
+
+static int fake_capture_begin(void *stream, int mode)
+{
+    (void)stream;
+    ENTER();
+    if (fake.recording || mode != MIMO_CUDA_CAPTURE_THREAD)
+        return leave(INVALID_VALUE);
+    fake.recording = true;
+    return leave(0);
+}
+
+static int fake_capture_end(void *stream, void **graph)
+{
+    (void)stream;
+    ENTER();
+    work_list *list = fake.recording ? mimo_alloc(sizeof *list) : NULL;
+    if (list == NULL)
+        return leave(OUT_OF_MEMORY);
+    *list = fake.record;
+    fake.record = (work_list){0};
+    fake.recording = false;
+    fake.stats.live_handles++;
+    *graph = list;
+    return leave(0);
+}
+
+static int fake_graph_build(void **exec, void *graph, unsigned long long flags)
+{
+    (void)flags;
+    ENTER();
+    work_list *from = graph, *list = mimo_alloc(sizeof *list);
+    if (list == NULL)
+        return leave(OUT_OF_MEMORY);
+    *list = *from;
+    *from = (work_list){0};
+    fake.stats.live_handles++;
+    *exec = list;
+    return leave(0);
+}
+
+static int fake_graph_run(void *exec, void *stream)
+{
+    (void)stream;
+    ENTER();
+    const work_list *list = exec;
+    int result = 0;
+    for (size_t i = 0; i < list->count && result == 0; i++)
+        result = queue(&list->item[i]);
+    fake.stats.graphs++;
+    return leave(result);
+}
+
+static int fake_graph_close(void *graph)
+{
+    work_list *list = graph;
+    mimo_free(list->item);
+    mimo_free(list);
+    return close_handle();
+}
+
+static const mimo_cuda_driver table = {
+    .init = fake_init,
+    .version = fake_version,
+    .error_name = fake_error_name,
+    .error_text = fake_error_text,
+    .device_count = fake_device_count,
+    .device_get = fake_device_get,
+    .device_name = fake_device_name,
+    .device_attribute = fake_device_attribute,
+    .context_retain = fake_context_retain,
+    .context_release = fake_context_release,
+    .context_set = fake_context_set,
+    .module_load = fake_module_load,
+    .module_unload = fake_module_unload,
+    .module_function = fake_module_function,
+    .memory_info = fake_memory_info,
+    .alloc = fake_alloc,
+    .release = fake_release,
+    .host_alloc = fake_host_alloc,
+    .host_release = give_back,
+    .copy_in = fake_copy_in,
+    .copy_out = fake_copy_out,
+    .copy_over = fake_copy_over,
+    .fill = fake_fill,
+    .stream_open = fake_stream_open,
+    .stream_close = fake_stream_close,
+    .stream_wait = fake_stream_wait,
+    .capture_begin = fake_capture_begin,
+    .capture_end = fake_capture_end,
+    .graph_close = fake_graph_close,
+    .graph_build = fake_graph_build,
+    .graph_run = fake_graph_run,
+    .graph_free = fake_graph_close,
+    .launch = fake_launch,
+};
+
+void mimo_cuda_fake_use(const mimo_cuda_fake_options *options)
+{
+    pthread_mutex_lock(&fake.mutex);
+    if (options != NULL)
+        fake.options = *options;
+    fake.stats.calls = fake.stats.launches = fake.stats.graphs = fake.stats.copied_in = fake.stats.copied_out = 0;
+    fake.lost = fake.recording = false;
+    mimo_free(fake.queue.item);
+    mimo_free(fake.record.item);
+    fake.queue = fake.record = (work_list){0};
+    pthread_mutex_unlock(&fake.mutex);
+    mimo_cuda_driver_replace(options != NULL ? &table : NULL);
+}
+
+mimo_cuda_fake_stats mimo_cuda_fake_read_stats(void)
+{
+    pthread_mutex_lock(&fake.mutex);
+    const mimo_cuda_fake_stats stats = fake.stats;
+    pthread_mutex_unlock(&fake.mutex);
+    return stats;
+}
