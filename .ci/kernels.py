@@ -1,4 +1,4 @@
-"""Prints what ptxas said of every kernel and fails on spills or more registers than a kernel may have: kernels.py BUILD_TEMP/cuda"""
+"""Prints what ptxas said of every kernel; fails on spills, or more registers than a kernel may have: kernels.py BUILD_TEMP/cuda"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(folder: Path) -> int:
     if kernels == 0:
         print(f"no kernels in {folder}")
     print(
-        f"{kernels} kernels, {bad} with spills or more than {MOST_REGISTERS} registers (shared: static; the rest is given at launch)"
+        f"{kernels} kernels, {bad} with spills or more than {MOST_REGISTERS} registers (shared: static, more comes at launch)"
     )
     return 0 if kernels > 0 and bad == 0 else 1
 

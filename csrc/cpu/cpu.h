@@ -2,10 +2,10 @@
 #ifndef MIMO_CPU_CPU_H
 #define MIMO_CPU_CPU_H
 
+#include "base/pool.h"
 #include "cpu/kernels.h"
 #include "cpu/kv.h"
 #include "cpu/panel.h"
-#include "base/pool.h"
 #include "plan/backend.h"
 #include "plan/plan.h"
 

@@ -2,10 +2,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/exp.h"
 #include "base/size.h"
 #include "cpu/cpu.h"
 #include "cpu/draft.h"
-#include "base/exp.h"
 
 /* ---- qkv ---- */
 

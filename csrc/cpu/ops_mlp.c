@@ -1,9 +1,9 @@
 /* The MLP half of a layer: route, expert_up and expert_down, or dense_up and dense_down. */
 #include <string.h>
 
+#include "base/exp.h"
 #include "base/size.h"
 #include "cpu/cpu.h"
-#include "base/exp.h"
 #include "format/mxfp4.h"
 
 /* ---- routing ---- */

@@ -83,7 +83,7 @@ static mimo_status write_table(mimo_cuda_pool *pool, const mimo_cuda_sequence *s
     enum { AT_ONCE = 256 };
     for (int which = 0; which < 2; which++)
         for (size_t i = first; pool->memory->table[which] > 0 && i < sequence->chunks; i += AT_ONCE) {
-            uint64_t entry[AT_ONCE];
+            uint64_t entry[AT_ONCE] = {0};
             const size_t n = mimo_min(AT_ONCE, sequence->chunks - i);
             for (size_t k = 0; k < n; k++)
                 entry[k] = chunk_address(pool, sequence->chunk[i + k], which);
