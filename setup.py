@@ -66,8 +66,8 @@ ISA_FOLDERS = ("cpu/avx2", "cpu/avxvnni", "cpu/avx512", "cpu/neon")
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Wpointer-arith"]
 C_FLAGS = ["-std=c11", "-Wstrict-prototypes", "-Wmissing-prototypes"]
-# Nothing of a C++ library is linked.
-CXX_FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"]
+# Nothing of a C++ library is linked. Where the CPU has no fused multiply-add, _probe leaves these files' functions out.
+CXX_FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", *(["-mavx2", "-mfma"] if X86 else [])]
 
 
 def sanitize() -> bool:

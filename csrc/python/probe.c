@@ -3,6 +3,17 @@
 #include "python/probe.h"
 #include "python/module.h"
 
+#if MIMO_HAVE_HOST_BODIES
+static int has_fma(void)
+{
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 1;
+#endif
+}
+#endif
+
 static int probe_exec(PyObject *module)
 {
     if (mimo_python_import_numpy() < 0 || mimo_python_add_types(module) < 0)
@@ -14,8 +25,8 @@ static int probe_exec(PyObject *module)
         if (PyModule_AddFunctions(module, rooms[i]) < 0)
             return -1;
 #if MIMO_HAVE_HOST_BODIES
-    if (PyModule_AddFunctions(module, mimo_probe_cuda_methods) < 0 ||
-        PyModule_AddFunctions(module, mimo_probe_device_methods) < 0)
+    if (has_fma() && (PyModule_AddFunctions(module, mimo_probe_cuda_methods) < 0 ||
+                      PyModule_AddFunctions(module, mimo_probe_device_methods) < 0))
         return -1;
 #endif
     return 0;

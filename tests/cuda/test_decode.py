@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from mimo_ultraspeed import _probe
 
-pytestmark = pytest.mark.skipif(not hasattr(_probe, "cuda_open"), reason="not run: no C++ compiler when the package was built")
+WHY = "not run: no C++ compiler when the package was built, or no fused multiply-add"
+pytestmark = pytest.mark.skipif(not hasattr(_probe, "cuda_open"), reason=WHY)
 
 Array = NDArray[Any]
 F32, BF16, FP8, MXFP4 = range(4)
