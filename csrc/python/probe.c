@@ -25,7 +25,7 @@ static int probe_exec(PyObject *module)
         if (PyModule_AddFunctions(module, rooms[i]) < 0)
             return -1;
 #if MIMO_HAVE_HOST_BODIES
-    if (has_fma() && (PyModule_AddFunctions(module, mimo_probe_cuda_methods) < 0 ||
+    if (has_fma() && (PyModule_AddFunctions(module, mimo_probe_bodies_methods) < 0 ||
                       PyModule_AddFunctions(module, mimo_probe_device_methods) < 0))
         return -1;
 #endif

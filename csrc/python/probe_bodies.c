@@ -302,7 +302,7 @@ static PyObject *cuda_e2m1(PyObject *self, PyObject *args)
     return dict;
 }
 
-PyMethodDef mimo_probe_cuda_methods[] = {
+PyMethodDef mimo_probe_bodies_methods[] = {
     {"cuda_open", cuda_open, METH_VARARGS,
      "(engine, exact, positions): its weights and one cache, for operation bodies"},
     {"cuda_step", cuda_step, METH_VARARGS,
