@@ -213,6 +213,7 @@ def check_drafts(engine: Any, ids: list[int], job: Any, draw: Any = drafts_of, *
     text, said = list(ids), drain(job)
     answer, right = [*ids, *said], 0
     rounds = job.stats()["rounds"]
+    assert not any(rounds["lookup"])
     text.append(said[0])
     for width, accepted, emitted in zip(rounds["width"], rounds["accepted"], rounds["emitted"], strict=True):
         drafts = draw(engine, text, width - 1, options)
