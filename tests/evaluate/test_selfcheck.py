@@ -11,7 +11,7 @@ from made_drafter import BLOCK, DIM, WINDOW, Constructed
 
 import mimo_ultraspeed as mu
 from mimo_ultraspeed.evaluate.drafter import Wiring
-from mimo_ultraspeed.evaluate.selfcheck import SelfCheck, compare, differing, variants
+from mimo_ultraspeed.evaluate.selfcheck import Score, SelfCheck, compare, differing, variants
 
 RIGHT = "as the checkpoint says"
 
@@ -98,3 +98,14 @@ def test_what_the_engine_runs_is_told_by_its_drafts(made: Constructed) -> None:
         )
         assert told.agreement[name] == 1.0 and told.verdict() == expected
         assert told.passed == (name == RIGHT)
+
+
+def test_a_verdict_needs_a_clear_lead() -> None:
+    wiring = Wiring(taps=(1,), rope_theta=1e4, rotary_dim=8)
+    used = Score("used", wiring, True, 2.0, 0.0, (0.0, 0.0))
+    for lead, better in (((-0.01, 0.3), False), ((0.01, 0.3), True)):
+        other = Score("other", wiring, False, 2.1, 0.5, lead)
+        assert other.better is better and SelfCheck((other, used), 50).passed is not better
+    for agreement, runs in ((0.97, "used"), (0.90, "other")):
+        found = SelfCheck((used, other), 50, {"used": agreement, "other": 0.99})
+        assert found.engine_runs == runs
