@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
@@ -104,6 +105,21 @@ def answers_beside_each_other_are_those_alone(gpu: Any, jobs: int = 12) -> None:
             said += event[0]
         together.append(said)
     assert together == alone
+
+
+# What operations of the made model "tiny" write: name in plan/ops.def -> (bit of mimo_slot, elements of a row).
+_ATTENTION = {"qkv": (8, 384), "attention": (32, 256), "out_proj": (4, 160)}
+_DENSE = {"dense_up": (256, 192), "dense_down": (4, 160)}
+_SPARSE = {"route": (64, 160), "expert_up": (256, 64), "expert_down": (4, 160)}
+
+
+def every_slot(gpu: Any, tokens: list[int]) -> list[tuple[str, NDArray[np.float32]]]:
+    """The operations of a step of `tokens` through "tiny", in order: name and layer, and what each wrote."""
+    steps = [("embed", (4, 160))]
+    for layer in range(4):
+        steps += [(f"{name} of layer {layer}", slot) for name, slot in (_ATTENTION | (_SPARSE if layer else _DENSE)).items()]
+    steps.append(("head", (512, 512)))
+    return [(name, _probe.cuda_trace(gpu, tokens, at + 1, bit)[:, :width]) for at, (name, (bit, width)) in enumerate(steps)]
 
 
 def raises(kind: type[BaseException], call: Callable[[], object]) -> str:

@@ -1,5 +1,10 @@
-/* The CUDA backend's host side: a driver made up for tests. */
+/* The CUDA backend's host side: a driver made up for tests, and steps that stop in the middle. */
+#include <string.h>
+
+#include "base/alloc.h"
 #include "cuda/fake.h"
+#include "cuda/trace.h"
+#include "engine/state.h"
 #include "python/module.h"
 #include "python/probe.h"
 
@@ -35,10 +40,67 @@ static PyObject *cuda_fake_stats(PyObject *self, PyObject *unused)
                          "live_blocks", s.live_blocks, "live_handles", s.live_handles);
 }
 
+static mimo_backend *loaded_backend(PyObject *object)
+{
+    mimo_engine *engine = mimo_python_engine(object);
+    if (!mimo_engine_is_loaded(engine) || strcmp(mimo_engine_backend(engine), "cuda") != 0) {
+        PyErr_SetString(PyExc_ValueError, "engine: expected one on a GPU that is loaded");
+        return NULL;
+    }
+    return engine->backend;
+}
+
+static PyObject *cuda_trace(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *engine, *tokens;
+    unsigned int stop;
+    int slot;
+    if (!PyArg_ParseTuple(args, "OOIi:cuda_trace", &engine, &tokens, &stop, &slot))
+        return NULL;
+    size_t rows = 0, width = 0;
+    mimo_backend *backend = loaded_backend(engine);
+    uint32_t *ids = backend != NULL ? mimo_python_token_ids(tokens, "tokens", &rows) : NULL;
+    if (ids == NULL)
+        return NULL;
+    mimo_error err = {0};
+    PyObject *array = NULL;
+    mimo_status status = mimo_cuda_trace(backend, ids, (uint32_t)rows, stop, (mimo_slot)slot, NULL, 0, &width, &err);
+    if (status == MIMO_OK) {
+        npy_intp shape[2] = {(npy_intp)rows, (npy_intp)width};
+        array = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    }
+    if (array != NULL)
+        status = mimo_cuda_trace(backend, ids, (uint32_t)rows, stop, (mimo_slot)slot,
+                                 PyArray_DATA((PyArrayObject *)array), width, &width, &err);
+    if (status != MIMO_OK) {
+        Py_CLEAR(array);
+        mimo_python_raise(&err);
+    }
+    mimo_free(ids);
+    return array;
+}
+
+static PyObject *cuda_spoil(PyObject *self, PyObject *engine)
+{
+    (void)self;
+    mimo_error err = {0};
+    mimo_backend *backend = loaded_backend(engine);
+    if (backend == NULL)
+        return NULL;
+    if (mimo_cuda_spoil(backend, &err) != MIMO_OK)
+        return mimo_python_raise(&err);
+    Py_RETURN_NONE;
+}
+
 PyMethodDef mimo_probe_device_methods[] = {
     {"cuda_fake", (PyCFunction)(void (*)(void))cuda_fake, METH_VARARGS | METH_KEYWORDS,
      "cuda_fake(*, memory=0, processors=3, devices=1, init_result=0, module_result=0, fail_at=0, fail_result=700, "
      "fail_for_good=False)\n--\n\nA driver of the host in the place of CUDA's; memory=0: the system's again."},
     {"cuda_fake_stats", (PyCFunction)cuda_fake_stats, METH_NOARGS, "cuda_fake_stats()\n--\n\nWhat it counted."},
+    {"cuda_trace", (PyCFunction)cuda_trace, METH_VARARGS,
+     "cuda_trace(engine, tokens, stop, slot)\n--\n\nThe rows of a slot after `stop` operations of a step."},
+    {"cuda_spoil", (PyCFunction)cuda_spoil, METH_O,
+     "cuda_spoil(engine)\n--\n\nMakes the GPU fail in the next step. Not for a made-up driver."},
     {NULL, NULL, 0, NULL},
 };

@@ -13,6 +13,7 @@ from cuda_cases import (
     answers_beside_each_other_are_those_alone,
     draft_logits_are_the_cpus,
     engine_arguments,
+    every_slot,
     hidden_states_are_the_cpus,
     logits_are_the_cpus,
     logits_do_not_depend_on_width,
@@ -143,6 +144,18 @@ def test_a_profile_counts_every_operation(pair: Any) -> None:
     assert (told["steps"], told["rows"]) == (1, 11)
     assert told["ops"]["qkv"]["calls"] == 2 * 4  # two pieces of a step, four layers
     assert set(told["ops"]) >= {"embed", "attention", "route", "expert_up", "head"}
+
+
+def test_a_step_that_stops_after_an_operation(pair: Any) -> None:
+    cpu, gpu = pair("mxfp4")
+    prompt = token_ids(8, seed=7)
+    wrote = dict(every_slot(gpu, prompt))
+    ends = ["dense_down of layer 0", *(f"expert_down of layer {layer}" for layer in (1, 2, 3))]
+    for end, want in zip(ends, cpu.hidden_states(prompt, range(4)), strict=True):
+        assert np.abs(wrote[end] - want).max() <= 1e-4 * np.abs(want).max()
+    assert np.array_equal(wrote["head"], gpu.logits(prompt))
+    with pytest.raises(ValueError, match="1 to 8 rows"):
+        _probe.cuda_trace(gpu, token_ids(9), 1, 4)
 
 
 # ---- failures ----

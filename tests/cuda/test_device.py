@@ -1,0 +1,237 @@
+"""The CUDA engine on a GPU: all of it is `not run` where there is none.
+
+What only a GPU can show: that the kernels compute what the same templates compute on the host, that graphs and copies keep their
+order, and that a real driver's failures arrive as errors.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_cases import (
+    answers_beside_each_other_are_those_alone,
+    draft_logits_are_the_cpus,
+    engine_arguments,
+    every_slot,
+    hidden_states_are_the_cpus,
+    logits_are_the_cpus,
+    logits_do_not_depend_on_width,
+    open_pair,
+    raises,
+    speculation_changes_nothing,
+    token_ids,
+)
+
+from mimo_ultraspeed import _core, _probe
+from mimo_ultraspeed.cuda import cuda_image
+from mimo_ultraspeed.make import make
+
+MODELS: dict[str, dict[str, Any]] = {
+    "mxfp4": {"weights": "mxfp4", "draft": True},
+    "fp8-flash": {"weights": "fp8", "layout": "flash"},
+    "fp8-fused": {"weights": "fp8", "layout": "fused", "draft": {"vocab": 100, "markov_rank": 4}},
+    "bf16": {"weights": "bf16"},
+}
+
+
+def missing() -> str | None:
+    if not cuda_image().is_file():
+        return "CUDA kernels were not built"
+    try:
+        _core.cuda_devices()
+    except NotImplementedError as error:
+        return f"no CUDA device ({error})"
+    return None
+
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=f"not run: {missing()}")
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = make(tmp_path_factory.mktemp("made") / name, progress=False, **MODELS[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def pair(model_path: Callable[[str], Path]) -> Iterator[Callable[..., tuple[Any, Any]]]:
+    opened: dict[tuple[str, str], tuple[Any, Any]] = {}
+
+    def get(name: str, precision: str = "exact") -> tuple[Any, Any]:
+        if (name, precision) not in opened:
+            opened[name, precision] = open_pair(model_path(name), precision)
+        return opened[name, precision]
+
+    yield get
+    for engines in opened.values():
+        for engine in engines:
+            engine.close()
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits(pair: Any, name: str, precision: str) -> None:
+    logits_are_the_cpus(*pair(name, precision), precision=precision, count=300)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_width_gives_the_same_bits(pair: Any, name: str) -> None:
+    logits_do_not_depend_on_width(pair(name, "fast")[1], 200)
+
+
+def test_every_run_gives_the_same_bits(pair: Any) -> None:
+    _, gpu = pair("mxfp4", "fast")
+    prompt = token_ids(100, seed=4)
+    want = gpu.logits(prompt)
+    for _ in range(20):
+        assert np.array_equal(gpu.logits(prompt), want)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hidden_states_layer_by_layer(pair: Any, name: str) -> None:
+    hidden_states_are_the_cpus(*pair(name), layers=4)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "fp8-fused"])
+def test_drafts(pair: Any, name: str) -> None:
+    draft_logits_are_the_cpus(*pair(name))
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "fp8-fused"])
+def test_speculation_changes_nothing(pair: Any, name: str) -> None:
+    speculation_changes_nothing(pair(name)[1], prompts=20)
+
+
+def test_answers_beside_each_other(pair: Any) -> None:
+    answers_beside_each_other_are_those_alone(pair("mxfp4")[1], jobs=40)
+
+
+def test_contexts_longer_than_chunks_and_rings(pair: Any) -> None:
+    cpu, gpu = pair("mxfp4")
+    prompt = token_ids(1500, seed=9)
+    want, found = cpu.logits(prompt)[-100:], gpu.logits(prompt)[-100:]
+    assert np.abs(found - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.skipif(not hasattr(_probe, "cuda_fake"), reason="not run: no C++ compiler when the package was built")
+def test_the_gpu_has_the_bits_of_the_host(pair: Any, model_path: Any) -> None:
+    """The same templates on the host: what differs is a kernel that a GPU runs otherwise."""
+    _, gpu = pair("mxfp4")
+    prompt = token_ids(50, seed=5)
+    found = gpu.logits(prompt)
+    arguments, draft = engine_arguments(model_path("mxfp4"))
+    _probe.cuda_fake(memory=1 << 30)
+    try:
+        host = _probe.Engine(*arguments, threads=2, precision="exact", device=0, image=str(cuda_image()), **draft)
+        host.load()
+        want = host.logits(prompt)
+        host.close()
+    finally:
+        _probe.cuda_fake()
+    assert np.array_equal(found, want)
+
+
+@pytest.mark.skipif(not hasattr(_probe, "cuda_fake"), reason="not run: no C++ compiler when the package was built")
+def test_every_operation_has_the_bits_of_the_host(pair: Any, model_path: Any) -> None:
+    """Where the test above fails, this one names the first operation that differs."""
+    _, gpu = pair("mxfp4")
+    tokens = token_ids(8, seed=7)
+    found = every_slot(gpu, tokens)
+    arguments, draft = engine_arguments(model_path("mxfp4"))
+    _probe.cuda_fake(memory=1 << 30)
+    try:
+        host = _probe.Engine(*arguments, threads=2, precision="exact", device=0, image=str(cuda_image()), **draft)
+        host.load()
+        want = every_slot(host, tokens)
+        host.close()
+    finally:
+        _probe.cuda_fake()
+    for (name, one), (_, other) in zip(found, want, strict=True):
+        assert np.array_equal(one, other), name
+
+
+def test_the_built_in_model(pair: Any, tmp_path: Path) -> None:
+    from mimo_ultraspeed.default_model import model_folder
+
+    folder = model_folder("smollm2-135m")
+    if not folder.is_dir():
+        pytest.skip("not run: the built-in model has not been made")
+    cpu, gpu = open_pair(folder, "fast")
+    prompt = token_ids(200, seed=6, vocab=49152)
+    want, found = cpu.logits(prompt), gpu.logits(prompt)
+    assert (found.argmax(axis=1) == want.argmax(axis=1)).mean() >= 0.97
+    logits_do_not_depend_on_width(gpu, 64)
+    for engine in (cpu, gpu):
+        engine.close()
+
+
+def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
+    path = make(tmp_path / "pro", shape="pro", headers_only=True, progress=False)
+    arguments, _ = engine_arguments(path)
+    text = raises(MemoryError, lambda: _core.Engine(*arguments, threads=1, device=0, image=str(cuda_image())))
+    assert "does not fit on the GPU" in text
+    assert "free on the GPU" in text
+
+
+def test_no_such_gpu(model_path: Any) -> None:
+    arguments, _ = engine_arguments(model_path("bf16"))
+    text = raises(ValueError, lambda: _core.Engine(*arguments, threads=1, device=99, image=str(cuda_image())))
+    assert "device: expected a GPU from 0 to" in text
+
+
+def test_memory_is_given_back(model_path: Any) -> None:
+    arguments, _ = engine_arguments(model_path("bf16"))
+    limits = []
+    for _ in range(4):
+        engine = _core.Engine(*arguments, threads=1, device=0, image=str(cuda_image()), max_context=512)
+        engine.load()
+        limits.append(engine.memory()["limit"])
+        engine.close()
+    assert len(set(limits[1:])) == 1
+
+
+LOSE = """
+import sys
+from cuda_cases import answer, engine_arguments, raises
+from mimo_ultraspeed import _probe
+from mimo_ultraspeed.cuda import cuda_image
+from mimo_ultraspeed.errors import EngineError
+from pathlib import Path
+
+arguments, draft = engine_arguments(Path(sys.argv[1]))
+engine = _probe.Engine(*arguments, threads=2, device=0, image=str(cuda_image()), **draft)
+engine.load()
+assert len(answer(engine, [1, 2, 3], 8)) == 8
+job = engine.submit([1, 2], max_new_tokens=100000)
+_probe.cuda_spoil(engine)
+def drain():
+    while job.next() is not None:
+        pass
+assert "is lost" in raises(EngineError, drain)
+assert "is lost" in raises(EngineError, lambda: engine.logits([1]))
+engine.close()
+print("ended")
+"""
+
+
+def test_a_lost_device_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    """In a process of its own: a kernel that reads where nothing is takes the whole context with it."""
+    path = make(tmp_path / "model", progress=False, overrides={"max_position_embeddings": 200000})
+    environment = {"PYTHONPATH": ":".join([str(Path(__file__).resolve().parents[1]), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", LOSE, str(path)], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ended\n"
