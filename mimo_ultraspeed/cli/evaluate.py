@@ -1,4 +1,4 @@
-"""`evaluate`: what drafting gives, and whether the drafter is wired right."""
+"""`evaluate`: what drafting gives, whether the drafter is wired right, and how good a model is against its source."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ examples:
   mimo-ultraspeed evaluate acceptance --shard 1/4 --out part1.json      (and 2/4 ... elsewhere)
   mimo-ultraspeed evaluate merge part*.json --out run.json
   mimo-ultraspeed evaluate self-check ./MiMo-V2.5-Pro-FP4-DFlash
+  mimo-ultraspeed evaluate quality ./naive ./calibrated llama-cpp:source.Q4_K_M.gguf --reference source.gguf --text held-out.txt
 """
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = commands.add_parser(
-        "evaluate", help="measure what drafting gives", description="Measures speculative decoding.", epilog=_EPILOG
+        "evaluate",
+        help="measure what drafting gives, and quality",
+        description="Measures speculative decoding and quality.",
+        epilog=_EPILOG,
     )
     kinds = parser.add_subparsers(title="what", metavar="WHAT", dest="what", required=True)
-    for words in (_add_acceptance(kinds), _add_merge(kinds), _add_self_check(kinds)):
+    for words in (_add_acceptance(kinds), _add_merge(kinds), _add_self_check(kinds), _add_quality(kinds)):
         words.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     return parser
 
@@ -126,9 +130,32 @@ def _add_self_check(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
     return parser
 
 
+def _add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(
+        "quality",
+        help="perplexity, KL divergence and agreement against a reference",
+        description="Scores models on running text against a reference, token by token.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kind = f"{DEFAULT_MODEL}, a folder or hub id, a Llama-family .gguf or folder (run unrounded), or llama-cpp:FILE.gguf"
+    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help=kind)
+    parser.add_argument("--reference", required=True, metavar="MODEL", help="what they are compared with: the same kinds")
+    parser.add_argument(
+        "--text", action="append", required=True, metavar="FILE", help="a text or .jsonl; may be given several times", dest="texts"
+    )
+    parser.add_argument("--window", type=int, default=512, metavar="N", help="tokens of a window (default: 512)")
+    parser.add_argument("--tokens", type=int, default=20_000, metavar="N", help="of each text, 0 for all (default: 20000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of the bootstrap (default: 0)")
+    parser.add_argument("--precision", choices=("fast", "exact"), default="fast", help="8-bit (default) or float32 activations")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per available core)")
+    parser.add_argument("--out", metavar="FILE", help="write figures and raw sums per window as JSON")
+    return parser
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs one of the evaluations and prints its table."""
-    return {"acceptance": _acceptance, "merge": _merge, "self-check": _self_check}[args.what](args)
+    return {"acceptance": _acceptance, "merge": _merge, "self-check": _self_check, "quality": _quality}[args.what](args)
 
 
 def _acceptance(args: argparse.Namespace) -> int:
@@ -188,6 +215,17 @@ def _self_check(args: argparse.Namespace) -> int:
         )
     print(found)
     return 0 if found.passed else 1
+
+
+def _quality(args: argparse.Namespace) -> int:
+    from ..evaluate import quality
+
+    named = [re.fullmatch(r"([\w.-]+)=(.+)", model) for model in args.models]
+    pairs = [(match[1], match[2]) if match else (model, model) for match, model in zip(named, args.models, strict=True)]
+    models: Any = dict(pairs) if any(named) else args.models
+    options = {name: getattr(args, name) for name in ("reference", "window", "precision", "threads", "seed", "out")}
+    print(quality(models, args.texts, tokens=args.tokens or None, **options))
+    return 0
 
 
 def _check_plot(args: argparse.Namespace) -> None:

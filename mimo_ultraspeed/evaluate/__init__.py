@@ -1,4 +1,4 @@
-"""Evaluation of speculative decoding: how many tokens a round gives, where drafts die, and whether the drafter is wired right.
+"""Evaluation: what drafts give, where they die, whether the drafter is wired right, and how far a model is from its source.
 
 from mimo_ultraspeed import evaluate
 result = evaluate.acceptance("smollm2-135m", temperatures=(0.0,), limit=4)
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ..rounds import DEFINITIONS, Rounds, acceptance_length, figures, speculative_decoding
 from .check import self_check
+from .quality import Quality, quality
 from .report import Evaluation, merge
 from .run import Settings, acceptance
 from .scenarios import PUBLISHED, SCENARIOS, PromptSet, load_prompts
@@ -21,6 +22,7 @@ __all__ = [
     "SCENARIOS",
     "Evaluation",
     "PromptSet",
+    "Quality",
     "Rounds",
     "SelfCheck",
     "Settings",
@@ -29,6 +31,7 @@ __all__ = [
     "figures",
     "load_prompts",
     "merge",
+    "quality",
     "self_check",
     "speculative_decoding",
 ]
