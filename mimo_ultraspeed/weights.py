@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import Tensor
+from .checkpoint import Checkpoint, Tensor
 from .errors import CheckpointError
 from .safetensors_write import f32_from_bf16
 
-__all__ = ["Weights"]
+__all__ = ["Weights", "split_reader"]
 
 Array = NDArray[np.float32]
 _TILE = 128
@@ -34,14 +35,21 @@ class Weights(Mapping[str, Array]):
         if dtype == "BF16":
             return f32_from_bf16(raw)
         if dtype == "F8_E4M3":
-            scaled: Array = _e4m3()[raw] * _spread(self[f"{name}_scale_inv"], raw.shape)
-            return scaled
+            return self.restarted(name, 1)
         if dtype == "U8":
             from ._core import mxfp4_decode
 
             decoded: Array = mxfp4_decode(raw, self.raw(f"{name}_scale"))
             return decoded
         return raw.astype(np.float32)
+
+    def restarted(self, name: str, parts: int) -> Array:
+        """A matrix [rows, cols] whose FP8 scale grid, if it has one, begins anew in each of `parts` equal parts of its rows."""
+        if self._tensors[name].dtype != "F8_E4M3":
+            return self[name]
+        codes, scales = self.raw(name), self[f"{name}_scale_inv"]
+        halves = zip(np.split(codes, parts), np.split(scales, parts), strict=True)
+        return np.concatenate([_e4m3()[part] * _spread(grid, part.shape) for part, grid in halves])
 
     def rows(self, name: str, ids: NDArray[np.int64]) -> Array:
         """[len(ids), H]: rows of a matrix that may be too large to decode whole."""
@@ -69,6 +77,33 @@ class Weights(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def split_reader(checkpoint: Checkpoint) -> Callable[[str], Array]:
+    """Reads tensors by their whole names as float32, a fused qkv under the names of its parts."""
+    weights = Weights(checkpoint.tensors, [Path(file) for file in checkpoint.files])
+    config, chunks = checkpoint.config, checkpoint.qkv_chunks
+
+    def read(name: str) -> Array:
+        short = name.removeprefix("model.")
+        match = re.fullmatch(r"(layers\.(\d+)\.self_attn\.)([qkv])_proj\.weight", short)
+        if match is None:
+            return weights[short]
+        kind = (config.full, config.sliding)[config.hybrid_layer_pattern[int(match[2])]]
+        if not chunks:
+            restarts = match[3] == "k" and _restarts(weights, short, kind.num_kv_heads)
+            return weights.restarted(short, kind.num_kv_heads if restarts else 1)
+        fused = weights.restarted(f"{match[1]}qkv_proj.weight", chunks)
+        q, k = kind.num_heads // chunks * kind.head_dim, kind.num_kv_heads // chunks * kind.head_dim
+        return np.concatenate([np.split(chunk, [q, q + k])["qkv".index(match[3])] for chunk in np.split(fused, chunks)])
+
+    return read
+
+
+def _restarts(weights: Weights, name: str, heads: int) -> bool:
+    """The FP8 scale grid has more rows than one over the whole matrix: it begins anew in every head."""
+    scales, rows = f"{name}_scale_inv", len(weights.raw(name, mapped=True))
+    return scales in weights and len(weights[scales]) == heads * -(-rows // heads // 128) > -(-rows // 128)
 
 
 def _e4m3() -> Array:

@@ -1,4 +1,4 @@
-"""`convert`: a Llama-family model as a MiMo-V2 checkpoint."""
+"""`convert`: a Llama-family model as a MiMo-V2 checkpoint, or the experts of one in MXFP4."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ __all__ = ["add", "run"]
 _EPILOG = """\
 examples:
   mimo-ultraspeed convert SmolLM2-135M-Instruct.Q4_1.gguf ./smollm2 --experts 8
+  mimo-ultraspeed convert SmolLM2-135M-Instruct.Q4_1.gguf ./smollm2-calibrated --experts 8 --calibrate text.txt
   mimo-ultraspeed convert ./TinyLlama-1.1B ./tinyllama
+  mimo-ultraspeed convert ./MiMo-V2-BF16 ./MiMo-V2-MXFP4 --calibrate answers.jsonl
 """
 
 
@@ -17,16 +19,24 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     """The command's arguments."""
     parser = commands.add_parser(
         "convert",
-        help="turn a Llama-family model into a checkpoint",
-        description="Converts a Llama-family GGUF file or Hugging Face folder into a MiMo-V2 checkpoint.",
+        help="turn a Llama-family model into a checkpoint, or experts into MXFP4",
+        description="Converts a Llama-family GGUF file or Hugging Face folder into a MiMo-V2 checkpoint, or rounds a MiMo-V2 "
+        "checkpoint's experts to MXFP4.",
         epilog=_EPILOG,
     )
-    parser.add_argument("source", metavar="SOURCE", help="a .gguf file or a Hugging Face folder")
+    parser.add_argument("source", metavar="SOURCE", help="a .gguf file, a Hugging Face folder, or a MiMo-V2 checkpoint")
     parser.add_argument("dest", metavar="DEST", help="a new or empty folder")
     parser.add_argument(
         "--experts", type=int, metavar="N", help="split each MLP into N MXFP4 experts, all chosen (default: keep it dense)"
     )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of matrices that are not experts")
+    parser.add_argument(
+        "--calibrate", metavar="FILE", help="a text or .jsonl on which experts are rounded for the outputs they have there"
+    )
+    parser.add_argument("--calibration-tokens", type=int, default=8192, metavar="N", help="tokens of it (default: 8192)")
+    parser.add_argument(
+        "--unrounded", action="store_true", help="leave the experts that --experts makes in --dtype, as `train qat` takes them"
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of matrices that are not MXFP4")
     return parser
 
 
@@ -34,5 +44,6 @@ def run(args: argparse.Namespace) -> int:
     """Writes the checkpoint."""
     from ..convert import convert
 
-    print(convert(args.source, args.dest, experts=args.experts, dtype=args.dtype))
+    options = {name: getattr(args, name) for name in ("experts", "dtype", "calibrate", "calibration_tokens")}
+    print(convert(args.source, args.dest, mxfp4=not args.unrounded, **options))
     return 0

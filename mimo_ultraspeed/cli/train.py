@@ -1,4 +1,4 @@
-"""`train`: a drafter's data, its training, its files."""
+"""`train`: a drafter's data, its training, its files; experts for four bits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..display import size
+from . import train_qat
 from .arguments import add_model, check_output, load
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ examples:
   mimo-ultraspeed train export run drafter
   mimo-ultraspeed train measure drafter eval/*.jsonl --limit 20
   mimo-ultraspeed evaluate acceptance --draft drafter
+  mimo-ultraspeed train qat ./unrounded --data data text.txt --held-out other.txt --out run --minutes 600
 A run that was stopped goes on when it is started again with the same folder.
 """
 
@@ -32,13 +34,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     """The command's arguments."""
     parser = commands.add_parser(
         "train",
-        help="train a drafter",
-        description="Trains a drafter for a model.",
+        help="train a drafter, or experts for four bits",
+        description="Trains a drafter for a model, or a model's experts for four bits.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
-    for step in (_add_data(steps), _add_drafter(steps), _add_export(steps), _add_measure(steps)):
+    for step in (_add_data(steps), _add_drafter(steps), _add_export(steps), _add_measure(steps), train_qat.add(steps)):
         step.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     return parser
 

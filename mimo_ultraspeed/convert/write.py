@@ -10,7 +10,7 @@ gains, `down` loses) and put in any order. See `balance_hidden_units`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from .. import _core
 from ..config import AttentionConfig, ModelConfig
 from ..errors import CheckpointError
-from ..safetensors_write import ShardWriter, bf16_from_f32
+from ..safetensors_write import ShardWriter, bf16_from_f32, f32_from_bf16
+from .calibrate import Calibration, Experts
 from .llama import LlamaConfig, Source, pieces
+from .rounding import MX_BLOCK
 
-__all__ = ["MX_BLOCK", "balance_hidden_units", "check_experts", "write_checkpoint"]
+__all__ = ["Calibrate", "balance_hidden_units", "check_experts", "write_checkpoint"]
 
-MX_BLOCK = 32
-"""Elements of a row that share one MXFP4 scale."""
+Calibrate = Callable[[Path, ModelConfig, Callable[[str], NDArray[np.float32]]], Calibration]
+"""Makes the calibration for a folder with a tokenizer, the config that is written, and what reads a tensor as it is written."""
 _MAX_EXPERTS = 64
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -59,27 +61,42 @@ def check_experts(config: LlamaConfig, experts: int) -> None:
         raise ValueError(f"experts: expected a hidden size that is a multiple of {MX_BLOCK}, found {config.hidden}")
 
 
-def write_checkpoint(source: Source, dest: Path, *, experts: int | None, dtype: str, max_shard_bytes: int, progress: bool) -> None:
-    """Fills the folder `dest`. dtype: "bfloat16" or "float32", of every matrix that is not an expert's."""
+def write_checkpoint(
+    source: Source,
+    dest: Path,
+    *,
+    experts: int | None,
+    dtype: str,
+    max_shard_bytes: int,
+    progress: bool,
+    calibrate: Calibrate | None = None,
+    mxfp4: bool = True,
+) -> None:
+    """Fills the folder `dest`. dtype: "bfloat16" or "float32", of every matrix that is not MXFP4. mxfp4: experts are."""
     config = source.config
-    companions = source.companions()  # first: a tokenizer that cannot be rebuilt is found before the weights are written
+    model = _model_config(config, experts, dtype, mxfp4)
+    # First: a tokenizer that cannot be rebuilt is found before the weights are written, and calibration reads texts with it.
+    for name, content in source.companions().items():
+        _write_file(dest / name, content)
+    _write_file(dest / "config.json", _config_json(config, model))
     stored = {"bfloat16": "BF16", "float32": "F32"}[dtype]
     shapes = config.tensors()
+    calibration = calibrate(dest, model, _stored_reader(source, experts, stored)) if calibrate is not None else None
     bar = Progress(sum(int(np.prod(shape)) for shape in shapes.values()), progress)
     try:
         with ShardWriter(dest, max_shard_bytes=max_shard_bytes) as writer:
-            _reserve(writer, config, experts, stored)
+            _reserve(writer, config, experts, stored, mxfp4)
             for name, shape in shapes.items():
                 if experts is None or ".mlp." not in name:
                     writer.write(name, _encoded(source, name, shape, stored, bar))
                 elif name.endswith("gate_proj.weight"):  # the three matrices of a layer are balanced together
-                    _write_experts(writer, source, name, experts)
+                    split = _split(source, name, experts)
+                    if calibration is not None:
+                        split = calibration.layer(int(name.split(".")[2]), split)
+                    _write_experts(writer, name, split, None if mxfp4 else stored)
                     bar.advance(3 * int(np.prod(shape)))
             if experts is not None:
                 _write_routers(writer, config, experts)
-            _write_file(dest / "config.json", _config_json(config, experts, dtype))
-            for name, content in companions.items():
-                _write_file(dest / name, content)
     finally:
         bar.close()
 
@@ -90,7 +107,7 @@ def _encoded(source: Source, name: str, shape: tuple[int, ...], stored: str, bar
         bar.advance(piece.size)
 
 
-def _reserve(writer: ShardWriter, config: LlamaConfig, experts: int | None, stored: str) -> None:
+def _reserve(writer: ShardWriter, config: LlamaConfig, experts: int | None, stored: str, mxfp4: bool) -> None:
     for name, shape in config.tensors().items():
         if experts is None or ".mlp." not in name:
             writer.reserve(name, "F32" if len(shape) == 1 else stored, shape)
@@ -102,8 +119,11 @@ def _reserve(writer: ShardWriter, config: LlamaConfig, experts: int | None, stor
         rows, cols = _expert_shape(name, shape, experts)
         for expert in range(experts):
             weight = _expert_name(name, expert)
-            writer.reserve(weight, "U8", (rows, cols // 2))
-            writer.reserve(weight + "_scale", "U8", (rows, cols // MX_BLOCK))
+            if mxfp4:
+                writer.reserve(weight, "U8", (rows, cols // 2))
+                writer.reserve(weight + "_scale", "U8", (rows, cols // MX_BLOCK))
+            else:
+                writer.reserve(weight, stored, (rows, cols))
 
 
 def _expert_name(name: str, expert: int) -> str:
@@ -133,17 +153,36 @@ def balance_hidden_units(
     return gate[order], scaled_up, scaled_down
 
 
-def _write_experts(writer: ShardWriter, source: Source, gate_name: str, experts: int) -> None:
-    """The three matrices of one layer's MLP, rounded to MXFP4."""
-    names = [gate_name.replace("gate_proj", matrix) for matrix in _MLP]
+def _stored_reader(source: Source, experts: int | None, stored: str) -> Callable[[str], NDArray[np.float32]]:
+    """Reads a tensor that is no expert's, with the values it is written with."""
     shapes = source.config.tensors()
-    gate, up, down = (np.concatenate(list(pieces(source, name, shapes[name]))) for name in names)
-    gate, up, down = balance_hidden_units(gate, up, down)
-    for name, whole in zip(names, (gate, up, down * np.float32(experts)), strict=True):
-        parts = np.split(whole, experts, axis=int("down_proj" in name))
+
+    def read(name: str) -> NDArray[np.float32]:
+        if ".mlp.gate." in name:
+            return np.zeros((experts or 0, source.config.hidden)[: 2 if name.endswith(".weight") else 1], np.float32)
+        whole = np.concatenate(list(pieces(source, name, shapes[name])))
+        return whole if whole.ndim == 1 or stored == "F32" else f32_from_bf16(bf16_from_f32(whole))
+
+    return read
+
+
+def _split(source: Source, gate_name: str, experts: int) -> Experts:
+    """One layer's MLP as experts, not rounded yet."""
+    shapes = source.config.tensors()
+    names = [gate_name.replace("gate_proj", matrix) for matrix in _MLP]
+    gate, up, down = balance_hidden_units(*(np.concatenate(list(pieces(source, name, shapes[name]))) for name in names))
+    return Experts(np.split(gate, experts), np.split(up, experts), np.split(down * np.float32(experts), experts, axis=1))
+
+
+def _write_experts(writer: ShardWriter, gate_name: str, split: Experts, stored: str | None) -> None:
+    """The matrices of one layer's experts, rounded to MXFP4, or as `stored`."""
+    for matrix, parts in zip(_MLP, (split.gate, split.up, split.down), strict=True):
         for expert, part in enumerate(parts):
+            weight = _expert_name(gate_name.replace("gate_proj", matrix), expert)
+            if stored is not None:
+                writer.write(weight, part if stored == "F32" else bf16_from_f32(part))
+                continue
             codes, scales = _core.mxfp4_encode(np.ascontiguousarray(part))
-            weight = _expert_name(name, expert)
             writer.write(weight, codes)
             writer.write(weight + "_scale", scales)
 
@@ -155,7 +194,7 @@ def _write_routers(writer: ShardWriter, config: LlamaConfig, experts: int) -> No
         writer.write(gate + "e_score_correction_bias", np.zeros(experts, np.float32))
 
 
-def _config_json(config: LlamaConfig, experts: int | None, dtype: str) -> bytes:
+def _model_config(config: LlamaConfig, experts: int | None, dtype: str, mxfp4: bool) -> ModelConfig:
     attention = AttentionConfig(
         num_heads=config.heads,
         num_kv_heads=config.kv_heads,
@@ -166,7 +205,7 @@ def _config_json(config: LlamaConfig, experts: int | None, dtype: str) -> bytes:
         window=0,
         sinks=False,
     )
-    model = ModelConfig(
+    return ModelConfig(
         hidden_size=config.hidden,
         num_hidden_layers=config.layers,
         vocab_size=config.vocab,
@@ -185,15 +224,18 @@ def _config_json(config: LlamaConfig, experts: int | None, dtype: str) -> bytes:
         hybrid_layer_pattern=(0,) * config.layers,
         moe_layer_freq=(int(experts is not None),) * config.layers,
         fused_qkv=False,
-        quantization="mxfp4" if experts else None,
+        quantization="mxfp4" if experts and mxfp4 else None,
         router_dtype="float32" if experts else None,
         dtype=dtype,
         model_type="mimo_v2_flash",
     )
+
+
+def _config_json(config: LlamaConfig, model: ModelConfig) -> bytes:
     raw = model.to_dict()
     if ModelConfig.from_dict(raw) != model:
         raise CheckpointError("config.json: expected to read back what was written, found another model")
-    if experts:
+    if model.quantization:
         parts = [f"model.layers.{i}.self_attn.{name}_proj" for i in range(config.layers) for name in "qkvo"]
         raw["quantization_config"]["ignored_layers"] = parts
     if config.bos_token_id is not None:

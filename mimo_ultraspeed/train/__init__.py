@@ -1,4 +1,4 @@
-"""Training of drafters: the target's own answers as data, a torch model of the drafter, and its files.
+"""Training: drafters on the target's own answers, and experts that are to be four bits wide.
 
 Making data needs nothing beyond the package; everything else needs torch (`pip install mimo-ultraspeed[train]`).
 """
@@ -15,5 +15,5 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ImportError("training a drafter needs torch: pip install mimo-ultraspeed[train]") from error
+        raise ImportError("training needs torch: pip install mimo-ultraspeed[train]") from error
     return torch

@@ -16,13 +16,13 @@ _STEPS = 5
 
 
 def orthogonalise(update: Tensor) -> Tensor:
-    """The matrix with its singular values brought near 1, by five Newton-Schulz steps in the matrix's own precision."""
-    wide = update if update.shape[0] <= update.shape[1] else update.T
-    x: Tensor = wide / wide.norm().clamp(min=1e-7)
+    """The matrix, or each of a stack [..., R, C], with singular values near 1: five Newton-Schulz steps in its own precision."""
+    wide = update if update.shape[-2] <= update.shape[-1] else update.mT
+    x: Tensor = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_STEPS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = _A * x + (_B * gram + _C * (gram @ gram)) @ x
-    return x if update.shape[0] <= update.shape[1] else x.T
+    return x if update.shape[-2] <= update.shape[-1] else x.mT
 
 
 class Muon:
@@ -39,7 +39,7 @@ class Muon:
             moving.lerp_(gradient, 1 - self._momentum)
             update = orthogonalise(gradient.lerp(moving, self._momentum))
             matrix.mul_(1 - lr * self._decay)
-            matrix.sub_(update, alpha=lr * 0.2 * max(matrix.shape) ** 0.5)
+            matrix.sub_(update, alpha=lr * 0.2 * max(matrix.shape[-2:]) ** 0.5)
 
     def state_dict(self) -> list[Tensor]:
         """What `load_state_dict` goes on from."""
@@ -62,23 +62,26 @@ class Optimizer:
         self._other_names = [name for name in parameters if name not in self._muon_names]
         self._muon = Muon([parameters[name] for name in self._muon_names], weight_decay=weight_decay)
         self._others = [parameters[name] for name in self._other_names]
-        self._adamw = torch.optim.AdamW(self._others, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay)
+        betas = (0.9, 0.95)
+        self._adamw = torch.optim.AdamW(self._others, lr=0.0, betas=betas, weight_decay=weight_decay) if self._others else None
 
     def step(self, gradients: Mapping[str, Tensor], lr: float) -> None:
         """One update."""
-        for name, parameter in zip(self._other_names, self._others, strict=True):
-            parameter.grad = gradients[name]
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        if self._adamw is not None:
+            for name, parameter in zip(self._other_names, self._others, strict=True):
+                parameter.grad = gradients[name]
+            for group in self._adamw.param_groups:
+                group["lr"] = lr
+            self._adamw.step()
+            self._adamw.zero_grad(set_to_none=True)
         self._muon.step([gradients[name] for name in self._muon_names], lr)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from."""
-        return {"adamw": self._adamw.state_dict(), "muon": self._muon.state_dict()}
+        return {"adamw": self._adamw.state_dict() if self._adamw is not None else None, "muon": self._muon.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there."""
-        self._adamw.load_state_dict(state["adamw"])
+        if self._adamw is not None:
+            self._adamw.load_state_dict(state["adamw"])
         self._muon.load_state_dict(state["muon"])

@@ -56,11 +56,14 @@ def test_from_prompts_to_figures(tiny_path: Path, prompts: Path, tmp_path: Path,
         assert len(found["drafter"]["rounds"]) == 2
 
 
-@pytest.mark.parametrize("step", ["drafter --data d --out o --steps 1", "export run dest", "measure drafter prompts.jsonl"])
+@pytest.mark.parametrize(
+    "step",
+    ["drafter --data d --out o --steps 1", "export run dest", "measure drafter prompts.jsonl", "qat s --data d --out o --steps 1"],
+)
 def test_without_torch_the_extra_is_named(run_python: Run, step: str) -> None:
     done = run_python("-c", WITHOUT.format("torch"), "train", *step.split())
     assert done.returncode == 1
-    assert done.stderr == "error: training a drafter needs torch: pip install mimo-ultraspeed[train]\n"
+    assert done.stderr == "error: training needs torch: pip install mimo-ultraspeed[train]\n"
 
 
 def test_data_needs_no_torch(run_python: Run, tiny_path: Path, prompts: Path, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""Calibration: its forward is the engine's, experts chosen by a router get better on text that was not seen, errors are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mimo_ultraspeed as mu
+from mimo_ultraspeed.__main__ import main
+from mimo_ultraspeed.convert import convert
+from mimo_ultraspeed.convert.calibrate import Calibration, Experts, _rows
+from mimo_ultraspeed.errors import CheckpointError
+from mimo_ultraspeed.make import make
+from mimo_ultraspeed.weights import Weights, split_reader
+
+PARTS = ("gate", "up", "down")
+SHAPE = {"n_routed_experts": 4, "num_hidden_layers": 3}
+LAYERS, COUNT = 3, 4
+
+
+def ids(seed: int, count: int = 300) -> list[int]:
+    return (97 + np.random.default_rng(seed).zipf(1.3, count) % 26).tolist()
+
+
+def experts(read, layer: int, count: int) -> Experts:
+    return Experts(*([read(f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight") for e in range(count)] for part in PARTS))
+
+
+def states(folder: Path, tokens: list[int]) -> np.ndarray:
+    with mu.Model.from_pretrained(folder, precision="exact", threads=1, progress=False) as model:
+        return model.hidden_states(tokens, range(model.config.num_hidden_layers))
+
+
+@pytest.mark.parametrize(("layout", "weights", "chosen"), [("fused", "bf16", 2), ("flash", "fp8", 4)])
+def test_its_streams_are_the_engines(tmp_path: Path, layout: str, weights: str, chosen: int) -> None:
+    overrides = SHAPE | {"num_experts_per_tok": chosen}
+    source = make(tmp_path / "source", layout=layout, weights=weights, overrides=overrides, progress=False)
+    checkpoint = mu.Checkpoint.open(source)
+    read = split_reader(checkpoint)
+    tokens = [ids(0, 50), ids(1, 20)]
+    calibration = Calibration(
+        [np.array(one) for one in tokens], checkpoint.config, read, lambda rows: read("model.embed_tokens.weight")[rows]
+    )
+    want = np.concatenate([states(source, one) for one in tokens], 1)
+    calibration.dense(0, *(read(f"model.layers.0.mlp.{part}_proj.weight") for part in PARTS))
+    for layer in range(1, LAYERS):
+        calibration.layer(layer, experts(read, layer, COUNT))
+        assert np.abs(calibration._exact - want[layer]).max() < 1e-5 * np.abs(want[layer]).max()
+
+
+@pytest.mark.parametrize(("layout", "weights"), [("fused", "fp8"), ("flash", "bf16")])
+def test_a_mixture_with_a_router_improves(tmp_path: Path, layout: str, weights: str) -> None:
+    source = make(tmp_path / "source", layout=layout, weights=weights, overrides=SHAPE, progress=False)
+    rows = [{"token_ids": ids(seed)} for seed in range(8)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = convert(source, tmp_path / "plain", progress=False)
+    calibrated = convert(source, tmp_path / "calibrated", calibrate=tmp_path / "text.jsonl", progress=False)
+    unseen = ids(99)
+    want, *found = (states(folder, unseen) for folder in (source, plain, calibrated))
+    off = [np.square(one - want).sum() for one in found]
+    assert off[1] < 0.5 * off[0]
+    first, second = (mu.Checkpoint.open(folder) for folder in (plain, calibrated))
+    assert first.config == second.config and first.config.quantization == "mxfp4"
+    assert first.tp_size == mu.Checkpoint.open(source).tp_size
+    kinds = {tensor.name: tensor.dtype for tensor in second.tensors}
+    assert kinds["model.layers.1.mlp.experts.3.down_proj.weight"] == "U8"
+    for tensor in mu.Checkpoint.open(source).tensors:
+        assert ".experts." in tensor.name or kinds[tensor.name] == tensor.dtype
+    assert (calibrated / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+def test_the_checkpoint_holds_what_the_last_forward_used(tmp_path: Path) -> None:
+    source = make(tmp_path / "source", weights="bf16", overrides=SHAPE, progress=False)
+    (tmp_path / "text.jsonl").write_text(json.dumps({"token_ids": ids(0)}) + "\n")
+    written = mu.Checkpoint.open(convert(source, tmp_path / "out", calibrate=tmp_path / "text.jsonl", progress=False))
+    checkpoint = mu.Checkpoint.open(source)
+    read = split_reader(checkpoint)
+    stored = Weights(written.tensors, written.files)
+    calibration = Calibration([np.array(ids(0))], checkpoint.config, read, lambda rows: read("model.embed_tokens.weight")[rows])
+    calibration.dense(0, *(read(f"model.layers.0.mlp.{part}_proj.weight") for part in PARTS))
+    found = calibration.layer(1, experts(read, 1, COUNT))
+    for part in PARTS:
+        for number, matrix in enumerate(getattr(found, part)):
+            assert np.array_equal(stored[f"layers.1.mlp.experts.{number}.{part}_proj.weight"], matrix)
+
+
+def test_a_starved_expert_borrows_rows() -> None:
+    shares = np.zeros(1000, np.float32)
+    rows, weights = _rows(shares, 40)
+    assert len(rows) == len(np.unique(rows)) == 40 and rows.max() > 900 and (weights > 0).all()
+    shares[5:10] = 0.5
+    rows, weights = _rows(shares, 40)
+    assert len(np.unique(rows)) == 40 and (weights[:5] == 0.5).all() and np.allclose(weights[5:], 0.05)
+    rows, weights = _rows(np.ones(30, np.float32), 40)
+    assert len(rows) == 30
+    shares[:] = 0.25
+    assert len(_rows(shares, 40)[0]) == 1000
+
+
+def test_wrong_sources_and_words(tmp_path: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, source = tmp_path / "text.txt", make(tmp_path / "source", weights="bf16", progress=False)
+    text.write_text("x")
+    for words, told in (
+        ([source, "--experts", "8"], "has experts of its own, found 8"),
+        ([source, "--calibrate", tmp_path / "none.txt"], "expected a text to calibrate on, found none"),
+        ([source, "--calibrate", text], "text.txt: expected a text of at least 2 tokens, found none"),
+        ([tiny_path], "expected BF16, F32 or FP8 to round, found MXFP4"),
+    ):
+        assert main(["convert", str(words[0]), str(tmp_path / "out"), *map(str, words[1:])]) == 1
+        assert told in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    dense = make(tmp_path / "dense", weights="bf16", overrides={"moe_layer_freq": [0, 0, 0, 0]}, progress=False)
+    with pytest.raises(CheckpointError, match="expected experts to round, found none"):
+        convert(dense, tmp_path / "out", progress=False)
