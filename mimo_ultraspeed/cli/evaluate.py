@@ -32,7 +32,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
         epilog=_EPILOG,
     )
     kinds = parser.add_subparsers(title="what", metavar="WHAT", dest="what", required=True)
-    for words in (_add_acceptance(kinds), _add_merge(kinds), _add_self_check(kinds), _add_quality(kinds)):
+    for words in (_add_acceptance(kinds), _add_merge(kinds), _add_self_check(kinds), _add_quality(kinds), _add_tasks(kinds)):
         words.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     return parser
 
@@ -153,9 +153,33 @@ def _add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     return parser
 
 
+def _add_tasks(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(
+        "tasks",
+        help="right answers on GSM8K, HumanEval and MBPP",
+        description="Answers problems greedily and counts the right answers. Bring the sets as they are published (.jsonl).",
+    )
+    parser.add_argument(
+        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=f"{DEFAULT_MODEL} (the default), a folder, or a hub id"
+    )
+    parser.add_argument("--gsm8k", metavar="FILE", help="exact match of the last number")
+    parser.add_argument("--humaneval", metavar="FILE", help="pass@1; needs --run-code")
+    parser.add_argument("--mbpp", metavar="FILE", help="pass@1; needs --run-code")
+    parser.add_argument(
+        "--run-code", action="store_true", help="allow to run what the model wrote: without network, files and time of its own"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N problems of each set")
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="most tokens of an answer (default: 512)")
+    add_running(parser)
+    parser.add_argument("--out", metavar="FILE", help="write figures and answers as JSON")
+    return parser
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs one of the evaluations and prints its table."""
-    return {"acceptance": _acceptance, "merge": _merge, "self-check": _self_check, "quality": _quality}[args.what](args)
+    return {"acceptance": _acceptance, "merge": _merge, "self-check": _self_check, "quality": _quality, "tasks": _tasks}[args.what](
+        args
+    )
 
 
 def _acceptance(args: argparse.Namespace) -> int:
@@ -225,6 +249,22 @@ def _quality(args: argparse.Namespace) -> int:
     models: Any = dict(pairs) if any(named) else args.models
     options = {name: getattr(args, name) for name in ("reference", "window", "precision", "threads", "seed", "out")}
     print(quality(models, args.texts, tokens=args.tokens or None, **options))
+    return 0
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from ..evaluate import TASKS, tasks
+
+    sets = {name: getattr(args, name) for name in TASKS if getattr(args, name) is not None}
+    if not sets:
+        raise ValueError(f"expected at least one of {', '.join('--' + name for name in TASKS)}")
+    running = {name: getattr(args, name) for name in ("device", "precision", "threads", "max_context", "revision")}
+    result = tasks(
+        args.model, sets, run_code=args.run_code, limit=args.limit, max_new_tokens=args.max_new_tokens, draft=None, **running
+    )
+    print(result)
+    if args.out is not None:
+        result.save(args.out)
     return 0
 
 

@@ -15,17 +15,20 @@ from .report import Evaluation, merge
 from .run import Settings, acceptance
 from .scenarios import PUBLISHED, SCENARIOS, PromptSet, load_prompts
 from .selfcheck import SelfCheck
+from .tasks import TASKS, Tasks, tasks
 
 __all__ = [
     "DEFINITIONS",
     "PUBLISHED",
     "SCENARIOS",
+    "TASKS",
     "Evaluation",
     "PromptSet",
     "Quality",
     "Rounds",
     "SelfCheck",
     "Settings",
+    "Tasks",
     "acceptance",
     "acceptance_length",
     "figures",
@@ -34,4 +37,5 @@ __all__ = [
     "quality",
     "self_check",
     "speculative_decoding",
+    "tasks",
 ]
