@@ -46,7 +46,9 @@ class QatWeights:
     def __init__(
         self, source: Checkpoint, start: Checkpoint | None, device: torch.device, *, train: tuple[str, ...], learn_scale: bool
     ) -> None:
-        """Raises CheckpointError for a source without unrounded experts, another model in `start`, or FP8 that is to be trained."""
+        """The first forward pass uses `start`'s experts, or the source's rounded ones.
+
+        Raises CheckpointError for a source without unrounded experts, another model in `start`, or FP8 that is to be trained."""
         self.source, self.config, self._device = source, source.config, device
         self._stored = {tensor.name: tensor for tensor in source.tensors}
         self._layers = [number for number, sparse in enumerate(self.config.moe_layer_freq) if sparse]
@@ -58,9 +60,11 @@ class QatWeights:
         self.parameters: dict[str, Tensor] = {}
         self._sizes: dict[str, float] = {}
         for number in self._layers:
-            layer = self.experts[number] if start is None else self._read_experts(begin, number)
             for part in _EXPERT:
-                self._add_experts(f"layers.{number}.{part}", getattr(layer, part), learn_scale)
+                stack = getattr(self.experts[number], part)
+                if start is not None:
+                    stack = _between(getattr(self._read_experts(begin, number), part), stack)
+                self._add_experts(f"layers.{number}.{part}", stack, learn_scale)
         for name in self._trained(train):
             self._add(name, self.rest[name])
 
@@ -163,6 +167,15 @@ class QatWeights:
     def _encoded(self, name: str, value: Tensor) -> NDArray[Any]:
         whole = value.detach().cpu().numpy()
         return whole if self._stored[name].dtype == "F32" else bf16_from_f32(whole)
+
+
+def _between(rounded: Tensor, source: Tensor) -> Tensor:
+    """Half-way from values on the grid to the source's, where that is rounded to the same values: training has less far to go."""
+    rounded, shape = rounded.flatten(0, 1), rounded.shape
+    middle = (rounded + source.flatten(0, 1)) / 2
+    middle = torch.where(quantised_at(middle, best_exponents(rounded)) == rounded, middle, rounded)
+    same = (quantised(middle) == rounded).unflatten(1, (-1, MX_BLOCK)).all(2)
+    return torch.where(same.repeat_interleave(MX_BLOCK, 1), middle, rounded).view(shape)
 
 
 class _Given:

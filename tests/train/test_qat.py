@@ -114,6 +114,19 @@ def test_nothing_trained_is_plain_rounding(source: Path, texts: list[Path], tmp_
     assert np.array_equal(again.logits(IDS), trained(source, texts, tmp_path, 0).logits(IDS))
 
 
+@pytest.mark.parametrize("learn_scale", [False, True])
+def test_a_run_starts_from_another_rounding(source: Path, texts: list[Path], tmp_path: Path, learn_scale: bool) -> None:
+    start = convert(source, tmp_path / "start", calibrate=texts[0], calibration_tokens=1000, progress=False)
+    trainer = QatTrainer(source, texts[:1], tmp_path / "run", QatOptions(steps=0, **SETTINGS, learn_scale=learn_scale), start=start)
+    _, experts = trainer.weights.student()
+    weights = Weights((checkpoint := mu.Checkpoint.open(start)).tensors, checkpoint.files)
+    for part in ("gate", "up", "down"):
+        wanted = np.stack([weights[f"layers.1.mlp.experts.{e}.{part}_proj.weight"] for e in range(4)])
+        assert np.array_equal(getattr(experts[1], part).detach().numpy(), wanted)
+        parameter = trainer.weights.parameters[f"layers.1.{part}"].detach().numpy() * trainer.weights._sizes[f"layers.1.{part}"]
+        assert 0.5 < (parameter != wanted).mean() < 1
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_run_that_was_stopped_goes_on(source: Path, texts: list[Path], tmp_path: Path, optimizer: str) -> None:
     whole = trained(source, texts, tmp_path / "whole", 6, optimizer=optimizer, warmup=0.0)
