@@ -9,7 +9,7 @@ __all__ = ["add", "run"]
 _EPILOG = """\
 examples:
   mimo-ultraspeed convert SmolLM2-135M-Instruct.Q4_1.gguf ./smollm2 --experts 8
-  mimo-ultraspeed convert SmolLM2-135M-Instruct.Q4_1.gguf ./smollm2-calibrated --experts 8 --calibrate text.txt
+  mimo-ultraspeed convert SmolLM2-135M-Instruct.Q4_1.gguf ./smollm2-calibrated --experts 8 --calibrate text.txt answers.jsonl
   mimo-ultraspeed convert ./TinyLlama-1.1B ./tinyllama
   mimo-ultraspeed convert ./MiMo-V2-BF16 ./MiMo-V2-MXFP4 --calibrate answers.jsonl
 """
@@ -30,9 +30,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
         "--experts", type=int, metavar="N", help="split each MLP into N MXFP4 experts, all chosen (default: keep it dense)"
     )
     parser.add_argument(
-        "--calibrate", metavar="FILE", help="a text or .jsonl on which experts are rounded for the outputs they have there"
+        "--calibrate",
+        nargs="+",
+        metavar="FILE",
+        help="texts or .jsonl on which experts are rounded for the outputs they have there (default: to the nearest value)",
     )
-    parser.add_argument("--calibration-tokens", type=int, default=8192, metavar="N", help="tokens of it (default: 8192)")
+    parser.add_argument("--calibration-tokens", type=int, default=24576, metavar="N", help="tokens of them (default: 24576)")
     parser.add_argument(
         "--unrounded", action="store_true", help="leave the experts that --experts makes in --dtype, as `train qat` takes them"
     )

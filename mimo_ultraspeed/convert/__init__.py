@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ def convert(
     dest: str | os.PathLike[str],
     *,
     experts: int | None = None,
-    calibrate: str | os.PathLike[str] | None = None,
+    calibrate: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     calibration_tokens: int = DEFAULT_TOKENS,
     mxfp4: bool = True,
     dtype: str = "bfloat16",
@@ -50,8 +50,8 @@ def convert(
       while the rest is copied (a drafter in `dflash/` and what is not the language model are left out).
     experts: of a Llama; None keeps each MLP dense; N (a power of two) splits its F hidden units into N MXFP4 experts of F/N, all
       of them chosen, which computes the same up to the rounding to 4 bits.
-    calibrate: a text (.txt, or a .jsonl as `read_windows` takes it) on which experts are rounded for the outputs they have there;
-      None rounds every weight to the nearest value. calibration_tokens: about as many of it are used.
+    calibrate: texts (.txt, or .jsonl as `read_windows` takes it) on which experts are rounded for the outputs they have there;
+      None rounds every weight to the nearest value. calibration_tokens: about as many are used, each text's share the same.
     mxfp4: False leaves a Llama's experts unrounded, as `train qat` takes them.
     dtype: "bfloat16" or "float32", of a Llama's matrices that are not MXFP4; norms stay float32.
     `dest` must not exist or be empty; after an error nothing of it is left.
@@ -61,12 +61,14 @@ def convert(
     """
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype: expected 'bfloat16' or 'float32', found {dtype!r}")
-    found = calibrate if calibrate is None else Path(calibrate).expanduser()
-    if found is not None and not found.is_file():
-        raise FileNotFoundError(f"{found}: expected a text to calibrate on, found none")
-    if not mxfp4 and (found is not None or experts is None):
+    given = [calibrate] if isinstance(calibrate, str | os.PathLike) else calibrate or []
+    texts = [Path(text).expanduser() for text in given]
+    for text in texts:
+        if not text.is_file():
+            raise FileNotFoundError(f"{text}: expected a text to calibrate on, found none")
+    if not mxfp4 and (texts or experts is None):
         raise ValueError("mxfp4: expected a Llama's experts to leave unrounded, found a conversion that rounds or has none")
-    make = None if found is None else partial(calibration, found, WINDOW, calibration_tokens)
+    make = partial(calibration, texts, WINDOW, calibration_tokens) if texts else None
     if is_mimo(source):
         if experts is not None:
             raise ValueError(f"experts: expected none to be asked for, as {source} has experts of its own, found {experts}")

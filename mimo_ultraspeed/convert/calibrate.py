@@ -1,7 +1,7 @@
 """Calibrated rounding of a model's experts, layer after layer, on texts.
 
-Two residual streams run through the layers: the exact model's and that of the model rounded so far. Every matrix is rounded for
-the inputs it will really have, and towards the outputs it should have had, so that later layers make up for earlier ones.
+The unrounded model's residual stream runs through the layers; every matrix is rounded so that its outputs for the inputs it has
+there change least.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from ..config import ModelConfig
 from ..texts import read_windows
 from ..tokenizer import Tokenizer
 from .forward import Layer, Read, attend, hidden_units, normed, route
-from .rounding import retarget, round_matrix
+from .rounding import round_matrix
 
 __all__ = ["DEFAULT_TOKENS", "WINDOW", "Calibration", "Experts", "calibration"]
 
 Array = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-DEFAULT_TOKENS = 8192
+DEFAULT_TOKENS = 24576
 WINDOW = 512
 """Tokens of a text that see each other."""
+_MOST_ENERGY = 16  # of a row of inputs, in medians
 _ROWS_PER_COLUMN = 4  # of an expert's matrices, below which it borrows rows
 
 
@@ -40,109 +41,86 @@ class Experts:
 
 
 class Calibration:
-    """The streams [M, H] between two layers, the texts behind one another."""
+    """The residual stream [M, H] of the unrounded model between two layers, the texts behind one another."""
 
     def __init__(
-        self,
-        texts: Sequence[Ids],
-        config: ModelConfig,
-        read: Read,
-        embed: Callable[[Ids], Array],
-        *,
-        damping: float = 0.01,
-        ridge: float = 0.1,
+        self, texts: Sequence[Ids], config: ModelConfig, read: Read, embed: Callable[[Ids], Array], *, damping: float = 0.05
     ) -> None:
         """texts: token ids. read: every tensor but the MLPs' matrices. embed: rows of the embedding for token ids.
 
-        damping: of `round_matrix`. ridge: of `retarget`.
+        damping: of `round_matrix`.
         """
-        self._config, self._read, self._damping, self._ridge = config, read, damping, ridge
+        self._config, self._read, self._damping = config, read, damping
         self._ends = np.cumsum([len(ids) for ids in texts])[:-1]
-        self._exact: Array = embed(np.concatenate(texts))
-        self._rounded = self._exact
+        self._stream: Array = embed(np.concatenate(texts))
 
     def dense(self, number: int, gate: Array, up: Array, down: Array) -> None:
-        """Takes the streams through a layer whose MLP stays as it is."""
-        layer = Layer.read(self._config, number, self._read)
-        self._exact, self._rounded = (
-            stream + hidden_units(gate, up, normed(stream, layer.mlp_norm, layer.eps)) @ down.T for stream in self._attended(layer)
-        )
+        """Takes the stream through a layer whose MLP stays as it is."""
+        _, x = self._attended(number)
+        self._stream += hidden_units(gate, up, x) @ down.T
 
     def layer(self, number: int, experts: Experts) -> Experts:
-        """Takes the streams through a layer, and returns its experts rounded to values that MXFP4 holds exactly."""
-        layer = Layer.read(self._config, number, self._read)
+        """Takes the stream through a layer, and returns its experts rounded to values that MXFP4 holds exactly."""
+        layer, x = self._attended(number)
+        shares = route(layer, self._config, x)
         together = self._config.num_experts_per_tok == self._config.n_routed_experts
-        return (self._together if together else self._apart)(layer, experts)
+        return (self._together if together else self._apart)(x, shares, experts)
 
-    def _attended(self, layer: Layer) -> tuple[Array, Array]:
-        exact = attend(layer, self._exact, self._ends)
-        return exact, exact if self._rounded is self._exact else attend(layer, self._rounded, self._ends)
+    def _attended(self, number: int) -> tuple[Layer, Array]:
+        """Takes the stream through attention; the layer, and what its MLP sees."""
+        layer = Layer.read(self._config, number, self._read)
+        self._stream = attend(layer, self._stream, self._ends)
+        return layer, normed(self._stream, layer.mlp_norm, layer.eps)
 
-    def _together(self, layer: Layer, experts: Experts) -> Experts:
+    def _together(self, x: Array, shares: Array, experts: Experts) -> Experts:
         """All experts are always chosen: their `down` is one matrix, whose parts make up for each other's losses."""
         count, width = len(experts.gate), len(experts.gate[0])
-        exact, rounded = self._attended(layer)
-        right, here = (normed(x, layer.mlp_norm, layer.eps) for x in (exact, rounded))
         gate: Array = np.concatenate(experts.gate)
         up: Array = np.concatenate(experts.up)
         down: Array = np.concatenate(experts.down, 1)
-        meant: Array = hidden_units(gate, up, right) * route(layer, self._config, right).repeat(width, 1)
-        self._exact = exact + meant @ down.T
-        trust = _trust(self._exact)
-        both: Array = self._round(np.concatenate([gate, up]), right * trust, here * trust)
-        gate, up = both[: len(gate)], both[len(gate) :]
-        today: Array = hidden_units(gate, up, here) * route(layer, self._config, here).repeat(width, 1)
-        down = self._round(down, meant * trust, today * trust)
-        self._rounded = rounded + today @ down.T
-        return Experts(np.split(gate, count), np.split(up, count), np.split(down, count, axis=1))
+        units: Array = hidden_units(gate, up, x) * shares.repeat(width, 1)
+        self._stream += units @ down.T
+        gate, up = np.split(self._round(np.concatenate([gate, up]), x), 2)
+        return Experts(np.split(gate, count), np.split(up, count), np.split(self._round(down, units), count, axis=1))
 
-    def _apart(self, layer: Layer, experts: Experts) -> Experts:
+    def _apart(self, x: Array, shares: Array, experts: Experts) -> Experts:
         """Each expert is rounded for the rows that are routed to it, with their weights."""
-        exact, rounded = self._attended(layer)
-        right, here = (normed(x, layer.mlp_norm, layer.eps) for x in (exact, rounded))
-        shares = route(layer, self._config, right)
-        self._exact = exact.copy()
-        for number, (gate, up, down) in enumerate(zip(experts.gate, experts.up, experts.down, strict=True)):
-            rows = np.flatnonzero(shares[:, number])
-            self._exact[rows] += shares[rows, number, None] * (hidden_units(gate, up, right[rows]) @ down.T)
-        trust, shares = _trust(self._exact), route(layer, self._config, here)
-        self._rounded = rounded.copy()
         found: list[list[Array]] = [[], [], []]
+        change = np.zeros_like(x)
         for number, (gate, up, down) in enumerate(zip(experts.gate, experts.up, experts.down, strict=True)):
-            rows, share = _rows(shares[:, number], _ROWS_PER_COLUMN * max(down.shape))
-            weight = share * trust[rows]
-            x, meant = here[rows], hidden_units(gate, up, right[rows])
-            both: Array = self._round(np.concatenate([gate, up]), right[rows] * weight, x * weight)
-            gate, up = both[: len(gate)], both[len(gate) :]
-            today = hidden_units(gate, up, x)
-            down = self._round(down, meant * weight, today * weight)
-            chosen = shares[rows, number, None]
-            self._rounded[rows] += chosen * (today @ down.T)
-            for kept, matrix in zip(found, (gate, up, down), strict=True):
+            rows, weight = _rows(shares[:, number], _ROWS_PER_COLUMN * max(down.shape))
+            units = hidden_units(gate, up, x[rows])
+            change[rows] += shares[rows, number, None] * (units @ down.T)
+            both = self._round(np.concatenate([gate, up]), x[rows] * weight)
+            for kept, matrix in zip(found, (*np.split(both, 2), self._round(down, units * weight)), strict=True):
                 kept.append(matrix)
+        self._stream += change
         return Experts(*found)
 
-    def _round(self, weights: Array, right: Array, here: Array) -> Array:
-        """right, here [M, C]: inputs of the matrix in the exact model, and those it will have."""
-        hessian = (here.T @ here).astype(np.float64)
-        target = retarget(weights, (right.T @ here).astype(np.float64), hessian, self._ridge)
-        return round_matrix(target, hessian, damping=self._damping)
+    def _round(self, weights: Array, inputs: Array) -> Array:
+        """inputs [M, C]: what the matrix is multiplied with."""
+        rows = _capped(inputs)
+        return round_matrix(weights, (rows.T @ rows).astype(np.float64), damping=self._damping)
 
 
-def calibration(text: Path, window: int, tokens: int, folder: Path, config: ModelConfig, read: Read) -> Calibration:
-    """On about `tokens` of a text, as ids of the tokenizer in `folder`. ValueError for a text that cannot be read."""
+def calibration(texts: Sequence[Path], window: int, tokens: int, folder: Path, config: ModelConfig, read: Read) -> Calibration:
+    """On about `tokens` of texts, evenly, as ids of the tokenizer in `folder`. ValueError for a text that cannot be read."""
     tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").exists() else None
-    length = min(window, config.max_position_embeddings)
-    texts = read_windows(text, tokenizer, vocab=config.vocab_size, length=length, tokens=tokens)
-    return Calibration(texts, config, read, lambda ids: read("model.embed_tokens.weight")[ids])
+    length, share = min(window, config.max_position_embeddings), max(2, tokens // len(texts))
+    found = [read_windows(text, tokenizer, vocab=config.vocab_size, length=length, tokens=share) for text in texts]
+    return Calibration([ids for one in found for ids in one], config, read, lambda ids: read("model.embed_tokens.weight")[ids])
 
 
-def _trust(stream: Array) -> Array:
-    """[M, 1]: one over the size of every row of the stream, which the next norm divides an error by; mean square 1."""
-    size = np.sqrt(np.square(stream).mean(1, keepdims=True) + np.float32(1e-20))
-    trust: Array = 1 / size
-    trust /= np.sqrt(np.square(trust).mean())
-    return trust
+def _capped(inputs: Array) -> Array:
+    """Rows [M, C], none with more than 16 times the median energy.
+
+    The first token of a text has hidden units hundreds of times as large as others in some layers. Left as it is, it alone would
+    decide how a matrix is rounded, at the cost of all others.
+    """
+    energy = np.square(inputs).sum(1, keepdims=True)
+    most = np.float32(_MOST_ENERGY) * np.median(energy)
+    capped: Array = inputs * np.sqrt(most / np.maximum(energy, most)) if most > 0 else inputs
+    return capped
 
 
 def _rows(shares: Array, wanted: int) -> tuple[NDArray[np.intp], Array]:

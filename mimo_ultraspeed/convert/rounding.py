@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 
-__all__ = ["MX_BLOCK", "nearest", "output_error", "retarget", "round_matrix"]
+__all__ = ["MX_BLOCK", "nearest", "output_error", "round_matrix"]
 
 Array = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -35,17 +35,7 @@ def output_error(weights: Array, rounded: Array, hessian: Double) -> Double:
     return error
 
 
-def retarget(weights: Array, mixed: Double, hessian: Double, damping: float) -> Array:
-    """[R, C]: the weights that make of today's inputs what `weights` made of the right ones, as nearly as they can.
-
-    mixed [C, C] = X^T Y, of the right inputs X and today's Y; hessian = Y^T Y.
-    """
-    ridge = damping * max(float(np.diag(hessian).mean()), 1e-30) * np.eye(len(hessian))
-    solved = np.linalg.solve(hessian + ridge, (mixed + ridge).T @ weights.T.astype(np.float64))
-    return np.asarray(solved.T, np.float32)
-
-
-def round_matrix(weights: Array, hessian: Double, *, damping: float = 0.01) -> Array:
+def round_matrix(weights: Array, hessian: Double, *, damping: float = 0.05) -> Array:
     """[R, C] values that MXFP4 holds exactly, for weights [R, C] and hessian [C, C], C a multiple of 32.
 
     damping: added to the diagonal, of its mean. Blocks of 32 columns are taken in the order of their weight in H, and columns

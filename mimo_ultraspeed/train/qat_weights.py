@@ -174,7 +174,7 @@ def _between(rounded: Tensor, source: Tensor) -> Tensor:
     rounded, shape = rounded.flatten(0, 1), rounded.shape
     middle = (rounded + source.flatten(0, 1)) / 2
     middle = torch.where(quantised_at(middle, best_exponents(rounded)) == rounded, middle, rounded)
-    same = (quantised(middle) == rounded).unflatten(1, (-1, MX_BLOCK)).all(2)
+    same = (quantised(middle) == rounded).reshape(len(rounded), -1, MX_BLOCK).all(2)
     return torch.where(same.repeat_interleave(MX_BLOCK, 1), middle, rounded).view(shape)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mimo_ultraspeed._core import mxfp4_decode, mxfp4_encode
-from mimo_ultraspeed.convert.rounding import nearest, output_error, retarget, round_matrix
+from mimo_ultraspeed.convert.rounding import nearest, output_error, round_matrix
 
 
 def problem(seed: int, rows: int = 48, cols: int = 96, inputs: int = 400, spread: float = 1.0):
@@ -22,7 +22,7 @@ def problem(seed: int, rows: int = 48, cols: int = 96, inputs: int = 400, spread
 def test_no_row_is_worse_than_with_plain_rounding_and_the_whole_much_better(seed: int) -> None:
     weights, x = problem(seed, spread=seed / 4)
     hessian = (x.T @ x).astype(np.float64)
-    rounded = round_matrix(weights, hessian)
+    rounded = round_matrix(weights, hessian, damping=0.01)
     plain = output_error(weights, nearest(weights), hessian)
     found = output_error(weights, rounded, hessian)
     assert (found <= plain).all()
@@ -58,15 +58,3 @@ def test_weights_on_the_grid_stay() -> None:
 def test_without_correlation_it_is_plain_rounding() -> None:
     weights, _ = problem(1)
     assert np.array_equal(round_matrix(weights, np.eye(96)), nearest(weights))
-
-
-def test_retarget_makes_up_for_other_inputs() -> None:
-    weights, x = problem(5, inputs=4000)
-    rng = np.random.default_rng(9)
-    turn = (np.eye(96) + 0.1 * rng.standard_normal((96, 96))).astype(np.float32)
-    today = x @ turn
-    hessian, mixed = (today.T @ today).astype(np.float64), (x.T @ today).astype(np.float64)
-    found = retarget(weights, mixed, hessian, 1e-6)
-    off, before = (np.square(today @ w.T - x @ weights.T).sum() for w in (found, weights))
-    assert off < 1e-3 * before
-    assert np.allclose(retarget(weights, hessian, hessian, 0.1), weights, atol=1e-4)
