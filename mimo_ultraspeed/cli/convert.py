@@ -36,6 +36,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
         help="texts or .jsonl on which experts are rounded for the outputs they have there (default: to the nearest value)",
     )
     parser.add_argument("--calibration-tokens", type=int, default=24576, metavar="N", help="tokens of them (default: 24576)")
+    parser.add_argument("--rounding", metavar="FILE", help="round experts as this file says (`write_delta` makes it)")
     parser.add_argument(
         "--unrounded", action="store_true", help="leave the experts that --experts makes in --dtype, as `train qat` takes them"
     )
@@ -47,6 +48,6 @@ def run(args: argparse.Namespace) -> int:
     """Writes the checkpoint."""
     from ..convert import convert
 
-    options = {name: getattr(args, name) for name in ("experts", "dtype", "calibrate", "calibration_tokens")}
+    options = {name: getattr(args, name) for name in ("experts", "dtype", "calibrate", "calibration_tokens", "rounding")}
     print(convert(args.source, args.dest, mxfp4=not args.unrounded, **options))
     return 0

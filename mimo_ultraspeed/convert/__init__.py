@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from .calibrate import DEFAULT_TOKENS, WINDOW, calibration
+from .delta import Delta, write_delta
 from .experts import is_mimo, round_experts
 from .folder_source import FolderSource
 from .gguf_source import GGUFSource
 from .llama import LlamaConfig, Source
-from .write import check_experts, write_checkpoint
+from .write import Calibrate, check_experts, write_checkpoint
 
-__all__ = ["CONVERTER_VERSION", "LlamaConfig", "convert", "open_source"]
+__all__ = ["CONVERTER_VERSION", "LlamaConfig", "convert", "open_source", "write_delta"]
 
 CONVERTER_VERSION = 2
 """Raised whenever a conversion of the same source writes other bytes: cached conversions of older versions are redone."""
@@ -39,6 +40,7 @@ def convert(
     experts: int | None = None,
     calibrate: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     calibration_tokens: int = DEFAULT_TOKENS,
+    rounding: str | os.PathLike[str] | None = None,
     mxfp4: bool = True,
     dtype: str = "bfloat16",
     max_shard_bytes: int = 5 << 30,
@@ -52,6 +54,7 @@ def convert(
       of them chosen, which computes the same up to the rounding to 4 bits.
     calibrate: texts (.txt, or .jsonl as `read_windows` takes it) on which experts are rounded for the outputs they have there;
       None rounds every weight to the nearest value. calibration_tokens: about as many are used, each text's share the same.
+    rounding: a file of `write_delta`: experts are rounded as it says, instead of being calibrated.
     mxfp4: False leaves a Llama's experts unrounded, as `train qat` takes them.
     dtype: "bfloat16" or "float32", of a Llama's matrices that are not MXFP4; norms stay float32.
     `dest` must not exist or be empty; after an error nothing of it is left.
@@ -66,9 +69,14 @@ def convert(
     for text in texts:
         if not text.is_file():
             raise FileNotFoundError(f"{text}: expected a text to calibrate on, found none")
-    if not mxfp4 and (texts or experts is None):
+    if texts and rounding is not None:
+        raise ValueError("calibrate, rounding: expected one of them at most, found both")
+    if not mxfp4 and (texts or rounding is not None or experts is None):
         raise ValueError("mxfp4: expected a Llama's experts to leave unrounded, found a conversion that rounds or has none")
-    make = partial(calibration, texts, WINDOW, calibration_tokens) if texts else None
+    make: Calibrate | None = partial(calibration, texts, WINDOW, calibration_tokens) if texts else None
+    if rounding is not None:
+        stored = Delta(Path(rounding).expanduser())
+        make = lambda *_: stored  # noqa: E731
     if is_mimo(source):
         if experts is not None:
             raise ValueError(f"experts: expected none to be asked for, as {source} has experts of its own, found {experts}")

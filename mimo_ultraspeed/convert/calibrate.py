@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from ..tokenizer import Tokenizer
 from .forward import Layer, Read, attend, hidden_units, normed, route
 from .rounding import round_matrix
 
-__all__ = ["DEFAULT_TOKENS", "WINDOW", "Calibration", "Experts", "calibration"]
+__all__ = ["DEFAULT_TOKENS", "WINDOW", "Calibration", "Experts", "Rounder", "calibration"]
 
 Array = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -38,6 +39,16 @@ class Experts:
     gate: Sequence[Array]
     up: Sequence[Array]
     down: Sequence[Array]
+
+
+class Rounder(Protocol):
+    """What decides the values of experts, layer after layer."""
+
+    def dense(self, number: int, gate: Array, up: Array, down: Array) -> None:
+        """Passes a layer that has no experts."""
+
+    def layer(self, number: int, experts: Experts) -> Experts:
+        """The experts with values that MXFP4 holds exactly."""
 
 
 class Calibration:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +19,14 @@ from ..display import bar
 from ..errors import CheckpointError
 from ..safetensors_write import ShardWriter
 from ..weights import Weights, split_reader
-from .calibrate import Experts
+from .calibrate import Experts, Rounder
 from .rounding import MX_BLOCK
 
-__all__ = ["Rounder", "is_mimo", "round_experts"]
+__all__ = ["is_mimo", "round_experts"]
 
 Array = NDArray[np.float32]
 _EXPERT = re.compile(r"model\.layers\.\d+\.mlp\.experts\.\d+\.(?:gate|up|down)_proj\.weight$")
 _PARTS = ("gate_proj", "up_proj", "down_proj")
-
-
-class Rounder(Protocol):
-    """What decides the values of experts, layer after layer."""
-
-    def dense(self, number: int, gate: Array, up: Array, down: Array) -> None:
-        """Passes a layer that has no experts."""
-
-    def layer(self, number: int, experts: Experts) -> Experts:
-        """The experts with values that MXFP4 holds exactly."""
 
 
 def is_mimo(source: str | os.PathLike[str]) -> bool:

@@ -21,14 +21,14 @@ from .. import _core
 from ..config import AttentionConfig, ModelConfig
 from ..errors import CheckpointError
 from ..safetensors_write import ShardWriter, bf16_from_f32, f32_from_bf16
-from .calibrate import Calibration, Experts
+from .calibrate import Experts, Rounder
 from .llama import LlamaConfig, Source, pieces
 from .rounding import MX_BLOCK
 
 __all__ = ["Calibrate", "balance_hidden_units", "check_experts", "write_checkpoint"]
 
-Calibrate = Callable[[Path, ModelConfig, Callable[[str], NDArray[np.float32]]], Calibration]
-"""Makes the calibration for a folder with a tokenizer, the config that is written, and what reads a tensor as it is written."""
+Calibrate = Callable[[Path, ModelConfig, Callable[[str], NDArray[np.float32]]], Rounder]
+"""Makes what rounds experts, for a folder with a tokenizer, the config, and a reader of tensors as they are written."""
 _MAX_EXPERTS = 64
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
