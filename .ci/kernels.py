@@ -32,9 +32,7 @@ def main(folder: Path) -> int:
             )
     if kernels == 0:
         print(f"no kernels in {folder}")
-    print(
-        f"{kernels} kernels, {bad} with spills or more than {MOST_REGISTERS} registers (shared: static, more comes at launch)"
-    )
+    print(f"{kernels} kernels, {bad} with spills or more than {MOST_REGISTERS} registers (shared: static, more comes at launch)")
     return 0 if kernels > 0 and bad == 0 else 1
 
 

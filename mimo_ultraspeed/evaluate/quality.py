@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..display import bar
+from ..provenance import software
 from ..texts import read_windows
-from .environment import machine, software
+from .environment import machine
 from .scorer import Scorer, open_scorer
 
 __all__ = ["Quality", "quality"]
@@ -79,7 +80,7 @@ class Quality:
             "  ".join(f"{cell:<{w}}" if at < 2 else f"{cell:>{w}}" for at, (cell, w) in enumerate(zip(row, widths, strict=True)))
             for row in rows
         ]
-        about = f"mimo-ultraspeed {self.data['software']['version']} {(self.data['software']['commit'] or '')[:12]}"
+        about = f"mimo-ultraspeed {self.data['software']['version']} {self.data['software']['commit'] or ''}"
         about += f"; windows of {self.data['settings']['window']} tokens; reference {self.data['settings']['reference']}"
         return "\n".join([*(line.rstrip() for line in lines), "", about, "", _NOTES])
 
