@@ -244,6 +244,7 @@ def _self_check(args: argparse.Namespace) -> int:
 def _quality(args: argparse.Namespace) -> int:
     from ..evaluate import quality
 
+    check_output(args.out)
     named = [re.fullmatch(r"([\w.-]+)=(.+)", model) for model in args.models]
     pairs = [(match[1], match[2]) if match else (model, model) for match, model in zip(named, args.models, strict=True)]
     models: Any = dict(pairs) if any(named) else args.models
@@ -255,6 +256,7 @@ def _quality(args: argparse.Namespace) -> int:
 def _tasks(args: argparse.Namespace) -> int:
     from ..evaluate import TASKS, tasks
 
+    check_output(args.out)
     sets = {name: getattr(args, name) for name in TASKS if getattr(args, name) is not None}
     if not sets:
         raise ValueError(f"expected at least one of {', '.join('--' + name for name in TASKS)}")
