@@ -123,7 +123,7 @@ def _scales(weights: Array) -> NDArray[np.int16]:
 
 def _places(weights: Array, scales: NDArray[Any]) -> tuple[Array, NDArray[np.int8], NDArray[np.int8], NDArray[np.int64]]:
     """Of [R, C]: scales, places of the nearest values in the grid, where the second nearest is (-1, 1), the order of telling."""
-    spread = np.exp2(scales.astype(np.float32) - 127).repeat(MX_BLOCK, 1)
+    spread = np.ldexp(np.float32(1), scales.astype(np.int32) - 127).repeat(MX_BLOCK, 1)  # exact everywhere, which exp2 need not be
     units = weights / spread
     start = np.searchsorted(_BETWEEN, units).astype(np.int8)
     off = units - _GRID[start]

@@ -67,8 +67,8 @@ def _round_block(block: Array, factor: Array) -> tuple[Array, Array]:
     """Values and weighted losses [R, 32] of a block [R, 32]; each row at the scale that loses least of three."""
     rows = len(block)
     largest = np.abs(block).max(1)
-    middle = np.floor(np.log2(np.maximum(largest, 1e-38))) - 2
-    scale = np.exp2(np.clip(middle + np.array([[0.0], [-1.0], [1.0]]), *_EXPONENTS)).astype(np.float32).reshape(-1)
+    middle = np.frexp(largest)[1] - 3
+    scale = np.ldexp(np.float32(1), np.clip(middle + np.array([[0], [-1], [1]]), *_EXPONENTS)).reshape(-1)
     left = np.asfortranarray(np.tile(block, (3, 1)))
     values, lost = np.empty_like(left), np.empty_like(left)
     for col in range(MX_BLOCK):
