@@ -60,7 +60,7 @@ MIMO_MUST_CHECK mimo_status mimo_cuda_load_markov(mimo_cuda *cuda, const mimo_fi
 /* run.c */
 /* Queues operations [first, end) of the tape for steps of `rows` rows. */
 void mimo_cuda_run(mimo_cuda *cuda, mimo_cuda_tape *tape, uint32_t first, uint32_t end, uint32_t rows);
-/* Records the tapes for every number of rows. */
+/* Runs the tapes once, then records them for every number of rows. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_record_tapes(mimo_cuda *cuda, mimo_error *err);
 void mimo_cuda_forget_tapes(mimo_cuda *cuda);
 /* Runs the tape's part (0, 1: see mimo_cuda_tape.graph) for cuda->step[piece]. */

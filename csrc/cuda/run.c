@@ -146,8 +146,41 @@ static mimo_status record(mimo_cuda *cuda, mimo_cuda_tape *tape, mimo_error *err
     return MIMO_OK;
 }
 
+/* One row through all of a tape: a driver may load a kernel when it first runs, which it must not while one is
+ * recorded; and a kernel that does not run here is found while loading. */
+static void rehearse_tape(mimo_cuda *cuda, mimo_cuda_tape *tape, const mimo_cuda_sequence *sequence)
+{
+    const mimo_cuda_spots *spots = &tape->model.spots;
+    mimo_cuda_step *step = &cuda->step[0];
+    *step = (mimo_cuda_step){.rows = 1,
+                             .outputs = 1,
+                             .kv = {mimo_cuda_sequence_kv(&cuda->kv, sequence, tape == &cuda->drafter)},
+                             .logits = (float *)(uintptr_t)spots->logits,
+                             .logits_stride = spots->logits_stride,
+                             .features = (const float *)(uintptr_t)spots->features,
+                             .features_stride = MIMO_CUDA_ROWS * (size_t)tape->model.config->hidden};
+    mimo_cuda_queue_in(&cuda->device, spots->step, step, sizeof *step);
+    mimo_cuda_run(cuda, tape, 0, tape->plan.count, 1);
+    mimo_cuda_wait(&cuda->device);
+}
+
+static mimo_status rehearse(mimo_cuda *cuda, mimo_error *err)
+{
+    mimo_cuda_sequence *sequence;
+    MIMO_TRY(mimo_cuda_sequence_open(&cuda->kv, &sequence, err));
+    const mimo_status status = mimo_cuda_sequence_reserve(&cuda->kv, sequence, 1, err);
+    if (status == MIMO_OK) {
+        rehearse_tape(cuda, &cuda->target, sequence);
+        if (cuda->drafter.model.config != NULL)
+            rehearse_tape(cuda, &cuda->drafter, sequence);
+    }
+    mimo_cuda_sequence_close(&cuda->kv, sequence);
+    return status == MIMO_OK ? mimo_cuda_device_check(&cuda->device, err) : status;
+}
+
 mimo_status mimo_cuda_record_tapes(mimo_cuda *cuda, mimo_error *err)
 {
+    MIMO_TRY(rehearse(cuda, err));
     MIMO_TRY(record(cuda, &cuda->target, err));
     return cuda->drafter.model.config != NULL ? record(cuda, &cuda->drafter, err) : MIMO_OK;
 }
