@@ -100,7 +100,15 @@ def python_flags() -> list[str]:
 
 
 # Tests of csrc/cuda without a GPU, which stand on .cc files.
-NEED_CXX = ("python/probe_bodies.c", "python/probe_device.c", "cuda/host.c", "cuda/fake.c", "cuda/trace.c")
+NEED_CXX = (
+    "python/probe_bodies.c",
+    "python/probe_device.c",
+    "python/probe_machine.c",
+    "cuda/host.c",
+    "cuda/host_machine.c",
+    "cuda/fake.c",
+    "cuda/trace.c",
+)
 
 
 def sources() -> dict[str, list[Path]]:

@@ -214,9 +214,10 @@ static void lower_rows(lowering *b, mimo_tile_kind kind, uint32_t row, uint32_t 
     end_stage(b);
 }
 
-static void lower_one(lowering *b, mimo_tile_kind kind)
+static void lower_one(lowering *b, mimo_tile_kind kind, uint32_t splits)
 {
-    const mimo_tile_task task = begin_stage(b, kind);
+    mimo_tile_task task = begin_stage(b, kind);
+    task.splits = (uint16_t)splits;
     emit(b, next_sm(b), &task);
     end_stage(b);
 }
@@ -323,7 +324,7 @@ static void lower_op(lowering *b, const mimo_op *op)
         break;
     case MIMO_OP_ROUTE:
         project(b, dim[1], dim[0], false);
-        lower_one(b, MIMO_TILE_CHOOSE);
+        lower_one(b, MIMO_TILE_CHOOSE, shape_of(b)->splits);
         b->route = b->before;
         b->route_tasks = b->before_tasks;
         break;
@@ -368,7 +369,7 @@ static void lower_round(lowering *b)
     const uint32_t V = b->tape[MIMO_TAPE_TARGET]->config->vocab, span = mimo_pick_span(V, b->gpu);
     b->q->spans = (uint32_t)mimo_ceil_div(V, span);
     lower_rows(b, MIMO_TILE_SAMPLE, 0, T, V, span, 1);
-    lower_one(b, MIMO_TILE_ACCEPT);
+    lower_one(b, MIMO_TILE_ACCEPT, 1);
     if (b->tape[MIMO_TAPE_DRAFT] != NULL) {
         const mimo_config *draft = b->tape[MIMO_TAPE_DRAFT]->config;
         lower_tape(b, MIMO_TAPE_DRAFT);
@@ -377,7 +378,7 @@ static void lower_round(lowering *b)
         const uint32_t together = draft->markov_rank > 0 ? 1 : slots;
         for (uint32_t slot = 1; slot <= slots; slot += together)
             lower_rows(b, MIMO_TILE_DRAFT_SAMPLE, slot, together, draft->vocab, drafted, 1);
-        lower_one(b, MIMO_TILE_PROPOSE);
+        lower_one(b, MIMO_TILE_PROPOSE, 1);
         b->q->spans = (uint32_t)mimo_max(b->q->spans, mimo_ceil_div(draft->vocab, drafted));
     }
     b->last = b->before;

@@ -32,7 +32,7 @@ uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k)
         bytes = 2 * rows * k;
         break;
     case MIMO_FORMAT_FP8:
-        bytes = rows * k + 4 * ceil_div(rows, MIMO_TILE_UNIT) * ceil_div(k, 128);
+        bytes = rows * k + 8 * ceil_div(rows, MIMO_TILE_UNIT) * ceil_div(k, 128);
         break;
     case MIMO_FORMAT_MXFP4:
         bytes = rows * k / 2 + rows * k / 32;

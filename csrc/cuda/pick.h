@@ -48,7 +48,7 @@ typedef struct mimo_tile_shape {
     uint32_t expert_pages; /* of the whole matrix */
 } mimo_tile_shape;
 
-/* Bytes of rows by k elements with their scales: FP8 has one F32 scale per 16 rows and 128 elements. */
+/* Bytes of rows by k elements with their scales: FP8 has two F32 scales per 16 rows and 128 elements (page.h). */
 uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k);
 
 /* Shared memory for tasks whose unsplit K is at most `widest`; MIMO_ERR_UNSUPPORTED if no ring is left beside them. */

@@ -6,15 +6,14 @@
  * lanes are made in the order of a butterfly by either, so a body has the same bits whatever team runs it.
  *
  * A team has
- *   warp(), warps()       this thread's warp, and how many there are
- *   lanes(f)              f(lane) by every lane of this warp
- *   threads(n, f)         f(i) for i < n, dealt to all threads of the team
- *   sum(v), max(v)        of a lane_value over the warp; every lane gets it
- *   meet()                all lanes of this warp have come here, and see what the others wrote
- *   sync()                all threads of the team have come here, and see what the others wrote
- *   scratch()             floats that the team shares, mimo_cuda_scratch_floats of them
- * Every thread of a team calls sync() equally often; the warps of one item are one warp, so a body may return early
- * only where all do. */
+ *   warp(), warps()       this thread's warp, and how many there are; most_units: 16 items of work over the fewest
+ * warps lanes(f)              f(lane) by every lane of this warp threads(n, f)         f(i) for i < n, dealt to all
+ * threads of the team sum(v), max(v)        of a lane_value over the warp; every lane gets it sum_quads(v)          v
+ * becomes the sum over the lanes that differ in their two lowest bits meet()                all lanes of this warp have
+ * come here, and see what the others wrote sync()                all threads of the team have come here, and see what
+ * the others wrote scratch()             floats that the team shares, mimo_cuda_scratch_floats of them Every thread of
+ * a team calls sync() equally often; the warps of one item are one warp, so a body may return early only where all do.
+ */
 #ifndef MIMO_CUDA_TEAM_H
 #define MIMO_CUDA_TEAM_H
 
@@ -28,6 +27,8 @@ enum { MIMO_LANES = 32 };
 #ifndef __CUDACC__
 /* One host thread. */
 struct mimo_host_team {
+    enum { most_units = 16 };
+
     template <class T> struct lane_value {
         T v[MIMO_LANES];
         T &operator[](uint32_t lane)
@@ -63,6 +64,14 @@ struct mimo_host_team {
                 x.v[lane] += x.v[lane + half];
         return x.v[0];
     }
+    template <class T> void sum_quads(lane_value<T> &x) const
+    {
+        for (uint32_t quad = 0; quad < MIMO_LANES; quad += 4) {
+            const T sum = (x.v[quad] + x.v[quad + 1]) + (x.v[quad + 2] + x.v[quad + 3]);
+            for (uint32_t i = 0; i < 4; i++)
+                x.v[quad + i] = sum;
+        }
+    }
     template <class T> T max(const lane_value<T> &x) const
     {
         T most = x.v[0];
@@ -85,6 +94,8 @@ struct mimo_host_team {
 #else
 /* `size` threads of a CTA, from thread `first` on: whole warps that meet at the named barrier `barrier`. */
 struct mimo_cta_team {
+    enum { most_units = 2 }; /* of 8 warps */
+
     template <class T> struct lane_value {
         T v;
         __device__ T &operator[](uint32_t)
@@ -124,6 +135,11 @@ struct mimo_cta_team {
         for (int half = MIMO_LANES / 2; half > 0; half /= 2)
             total += __shfl_xor_sync(0xffffffffu, total, half);
         return total;
+    }
+    template <class T> __device__ void sum_quads(lane_value<T> &x) const
+    {
+        x.v += __shfl_xor_sync(0xffffffffu, x.v, 1);
+        x.v += __shfl_xor_sync(0xffffffffu, x.v, 2);
     }
     template <class T> __device__ T max(const lane_value<T> &x) const
     {

@@ -26,6 +26,7 @@ static int probe_exec(PyObject *module)
             return -1;
 #if MIMO_HAVE_HOST_BODIES
     if (has_fma() && (PyModule_AddFunctions(module, mimo_probe_bodies_methods) < 0 ||
+                      PyModule_AddFunctions(module, mimo_probe_machine_methods) < 0 ||
                       PyModule_AddFunctions(module, mimo_probe_device_methods) < 0))
         return -1;
 #endif

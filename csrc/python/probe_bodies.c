@@ -2,21 +2,21 @@
 #include <string.h>
 
 #include "base/size.h"
-#include "cuda/host.h"
-#include "engine/state.h"
 #include "python/module.h"
-#include "python/probe.h"
+#include "python/probe_model.h"
 
 static const char capsule_name[] = "mimo_ultraspeed._probe.cuda_host";
 
-typedef struct model {
-    PyObject *owner; /* the Engine */
-    const mimo_engine *engine;
-    mimo_cuda_host *target, *draft;
-} model;
+typedef mimo_probe_model model;
+
+mimo_probe_model *mimo_probe_model_of(PyObject *capsule)
+{
+    return PyCapsule_GetPointer(capsule, capsule_name);
+}
 
 static void close_model(model *m)
 {
+    mimo_host_machine_close(m->machine);
     mimo_cuda_host_close(m->draft);
     mimo_cuda_host_close(m->target);
     Py_DECREF(m->owner);
@@ -149,7 +149,7 @@ static PyObject *cuda_step(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOIOOIIp:cuda_step", &capsule, &tokens, &position, &outputs, &taps, &stop, &tile,
                           &split))
         return NULL;
-    const model *m = PyCapsule_GetPointer(capsule, capsule_name);
+    const model *m = mimo_probe_model_of(capsule);
     if (m == NULL)
         return NULL;
     mimo_cuda_host *h = m->target;

@@ -197,7 +197,7 @@ static bool reads(const touching *t)
         return t->c->phase[t->phase->from[S]].splits == k->splits ||
                fail(t, "adds another number of splits than there are", area_name[S], k->splits);
     case MIMO_TILE_CHOOSE:
-        return look_sums(t, 0, dim[1], t->c->phase[t->phase->from[P]].splits);
+        return look_sums(t, 0, dim[1], k->splits);
     case MIMO_TILE_EXPERT_UP:
         return look(t, ROUTES, 0, 1) && look_rows(t, N, 0, dim[0]);
     case MIMO_TILE_EXPERT_DOWN:
@@ -338,7 +338,8 @@ static bool names_none(const mimo_tile_task *k)
 {
     const bool rows_of_p = k->kind == MIMO_TILE_HEADS;
     const bool alone = k->kind == MIMO_TILE_CHOOSE || k->kind == MIMO_TILE_ACCEPT || k->kind == MIMO_TILE_PROPOSE;
-    if ((alone && (k->first != 0 || k->count != 0 || k->splits != 1)) || ((alone || rows_of_p) && k->split != 0))
+    if ((alone && (k->first != 0 || k->count != 0 || (k->splits != 1 && k->kind != MIMO_TILE_CHOOSE))) ||
+        ((alone || rows_of_p) && k->split != 0))
         return false;
     return k->tile_rows == 0 && k->tile_pages == 0 && k->page == 0 && k->pages == 0 && k->page_bytes == 0 &&
            k->expert_pages == 0 && k->k_page == 0 && (rows_of_p || (k->k_first == 0 && k->k_count == 0));

@@ -18,16 +18,20 @@ template <class Team> MIMO_BODY inline void mimo_cuda_angles(const Team &team, c
     }
 }
 
-/* Row t of x = the row of `token` in the embedding table, F32 or BF16. */
+/* Element h of a token's row in the embedding table, F32 or BF16. */
+MIMO_BODY inline float mimo_cuda_embedding(const mimo_cuda_state &s, uint32_t token, uint32_t h)
+{
+    const uint8_t *row = s.embed.data + token * s.embed.row_bytes;
+    return s.embed.format == MIMO_FORMAT_F32 ? reinterpret_cast<const float *>(row)[h]
+                                             : mimo_bf16_decode(reinterpret_cast<const uint16_t *>(row)[h]);
+}
+
+/* Row t of x = the row of `token` in the embedding table. */
 template <class Team>
 MIMO_BODY inline void mimo_cuda_embed_token(const Team &team, const mimo_cuda_state &s, uint32_t t, uint32_t token)
 {
-    const uint8_t *row = s.embed.data + token * s.embed.row_bytes;
     float *x = s.work.x + t * s.work.x_stride;
-    team.threads(s.config->hidden, [&](uint32_t h) {
-        x[h] = s.embed.format == MIMO_FORMAT_F32 ? reinterpret_cast<const float *>(row)[h]
-                                                 : mimo_bf16_decode(reinterpret_cast<const uint16_t *>(row)[h]);
-    });
+    team.threads(s.config->hidden, [&](uint32_t h) { x[h] = mimo_cuda_embedding(s, token, h); });
 }
 
 template <class Team> MIMO_BODY inline void mimo_cuda_embed(const Team &team, const mimo_cuda_state &s, uint32_t t)

@@ -25,18 +25,23 @@ struct mimo_cuda_taps {
     }
 };
 
-/* Columns [first, first + count) of x = fc [taps]. */
-template <class Team>
-MIMO_BODY inline void mimo_cuda_draft_fuse(const Team &team, const mimo_cuda_state &s, uint32_t first, uint32_t count)
+MIMO_BODY inline mimo_cuda_taps mimo_cuda_features(const mimo_cuda_state &s)
 {
     const mimo_cuda_step &step = *s.step;
     const uint32_t H = s.config->hidden;
     mimo_cuda_taps input = {{}, step.features_stride, H, s.config->taps * H};
     for (uint32_t t = 0; t < MIMO_CUDA_ROWS; t++)
         input.row[t] = step.features + (size_t)step.context_row[t < step.rows ? t : 0] * H;
-    mimo_cuda_columns(team, s.draft->fuse, first, count, input, step.rows,
+    return input;
+}
+
+/* Columns [first, first + count) of x = fc [taps]. */
+template <class Team>
+MIMO_BODY inline void mimo_cuda_draft_fuse(const Team &team, const mimo_cuda_state &s, uint32_t first, uint32_t count)
+{
+    mimo_cuda_columns(team, s.draft->fuse, first, count, mimo_cuda_features(s), s.step->rows,
                       [&](uint32_t o, uint32_t t, float y) { s.work.x[t * s.work.x_stride + o] = y; });
-    for (uint32_t t = 0; first == 0 && t < step.rows; t++)
+    for (uint32_t t = 0; first == 0 && t < s.step->rows; t++)
         mimo_cuda_angles(team, s, t);
 }
 

@@ -123,9 +123,9 @@ template <class Team> MIMO_BODY inline void mimo_cuda_group_rows(const Team &tea
     });
 }
 
-/* All rows at once, by one team, when all router logits are there. */
+/* The experts of all rows, and their weights; by one team, when all router logits are there. */
 template <class Team>
-MIMO_BODY inline void mimo_cuda_route_choose(const Team &team, const mimo_cuda_state &s, uint32_t layer)
+MIMO_BODY inline void mimo_cuda_choose_rows(const Team &team, const mimo_cuda_state &s, uint32_t layer)
 {
     float *own = mimo_cuda_own_scratch(team) + team.warp() * MIMO_CUDA_CHUNK;
     uint32_t *chosen = reinterpret_cast<uint32_t *>(own); /* [K] */
@@ -134,6 +134,12 @@ MIMO_BODY inline void mimo_cuda_route_choose(const Team &team, const mimo_cuda_s
         team.meet();
     }
     team.sync();
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_cuda_route_choose(const Team &team, const mimo_cuda_state &s, uint32_t layer)
+{
+    mimo_cuda_choose_rows(team, s, layer);
     mimo_cuda_group_rows(team, s);
 }
 

@@ -1,0 +1,133 @@
+/* The loop of a resident CTA, in its two roles: the loader copies the pages that the tasks of its queue read into a
+ * ring in shared memory, the compute role runs the tasks. Each role is threads of its own and ends when its rounds are
+ * over, when the text is, or when something is lost.
+ *
+ * A Cta has
+ *   number()                 which queue is its own
+ *   wait(counter, step, back, count)   until the counter has all signals (task.h); false: the machine is lost
+ *   signal(counter)          adds one, after all that the team wrote
+ *   copy(from, bytes)        the next page into the ring, when there is room; false: lost
+ *   hint(from, bytes)        will be copied soon
+ *   team()                   the threads that compute
+ *   ring()                   take(): the next page, all of it there; give(): it may be overwritten */
+#ifndef MIMO_CUDA_ENGINE_H
+#define MIMO_CUDA_ENGINE_H
+
+#include "cuda/tile/choose.h"
+#include "cuda/tile/rows.h"
+
+/* f(address) for the pages of a task, in order, while it is true; the routes of an expert task must be known. */
+template <class F> MIMO_BODY inline bool mimo_engine_pages(const mimo_tile_machine &m, const mimo_tile_task &task, F f)
+{
+    const uint8_t *base = m.pages[task.tape][task.op];
+    const mimo_moe &moe = *m.moe;
+    const auto run = [&](uint32_t page) {
+        for (uint32_t i = 0; i < task.pages; i++)
+            if (!f(base + (size_t)(page + i) * task.page_bytes))
+                return false;
+        return true;
+    };
+    if (task.kind == MIMO_TILE_EXPERT_UP) {
+        const uint32_t tiles = task.expert_pages / task.tile_pages;
+        for (uint32_t n = task.first; n < moe.experts * tiles; n += task.count) {
+            const mimo_moe_unit unit = mimo_moe_unit_at(n, tiles);
+            if (!run(moe.expert[unit.index] * task.expert_pages + unit.tile * task.tile_pages))
+                return false;
+        }
+        return true;
+    }
+    if (task.kind != MIMO_TILE_EXPERT_DOWN)
+        return run(task.page);
+    for (uint32_t i = 0; i < moe.experts; i++)
+        if (moe.expert[i] % task.splits == task.split && !run(moe.expert[i] * task.expert_pages + task.page))
+            return false;
+    return true;
+}
+
+/* Whether round `step` begins: the one before is over and has left something to do. */
+template <class Cta> MIMO_BODY inline bool mimo_engine_begins(Cta &cta, const mimo_tile_machine &m, uint32_t step)
+{
+    return cta.wait(m.last, step, 1, m.last_tasks) && !*(volatile const uint32_t *)&m.round->done;
+}
+
+/* Weights of the next tasks that do not depend on the router. */
+template <class Cta>
+MIMO_BODY inline void mimo_engine_hint(Cta &cta, const mimo_tile_machine &m, const mimo_tile_task *task)
+{
+    for (uint32_t i = 1; i <= task->ahead; i++)
+        if (task[i].load_wait == MIMO_NO_COUNTER && task[i].pages > 0)
+            cta.hint(m.pages[task[i].tape][task[i].op] + (size_t)task[i].page * task[i].page_bytes,
+                     task[i].pages * task[i].page_bytes);
+}
+
+/* Rounds [step, end), counted since the counters were zero. */
+template <class Cta>
+MIMO_BODY inline void mimo_engine_load(Cta &cta, const mimo_tile_machine &m, uint32_t step, uint32_t end)
+{
+    for (; step < end && mimo_engine_begins(cta, m, step); step++)
+        for (uint32_t i = m.begin[cta.number()]; i < m.begin[cta.number() + 1]; i++) {
+            const mimo_tile_task &task = m.task[i];
+            if (task.tile_pages == 0)
+                continue;
+            if (task.load_wait != MIMO_NO_COUNTER) {
+                mimo_engine_hint(cta, m, &task);
+                if (!cta.wait(task.load_wait, step, 0, task.load_wait_count))
+                    return;
+            }
+            if (!mimo_engine_pages(m, task, [&](const uint8_t *page) { return cta.copy(page, task.page_bytes); }))
+                return;
+        }
+}
+
+template <class Team, class Ring>
+MIMO_BODY inline void mimo_engine_run(const Team &team, Ring &ring, const mimo_tile_machine &m,
+                                      const mimo_tile_task &task)
+{
+    switch ((mimo_tile_kind)task.kind) {
+    case MIMO_TILE_EMBED:
+        return mimo_tile_embed(team, m, task);
+    case MIMO_TILE_PROJECT:
+        return mimo_tile_project(team, m, task, ring);
+    case MIMO_TILE_REDUCE:
+        return mimo_tile_reduce(team, m, task);
+    case MIMO_TILE_HEADS:
+        return mimo_tile_heads(team, m, task);
+    case MIMO_TILE_ATTEND:
+        return mimo_tile_attend(team, m, task);
+    case MIMO_TILE_MERGE:
+        return mimo_tile_merge(team, m, task);
+    case MIMO_TILE_CHOOSE:
+        return mimo_tile_choose(team, m, task);
+    case MIMO_TILE_EXPERT_UP:
+        return mimo_tile_expert_up(team, m, task, ring);
+    case MIMO_TILE_EXPERT_DOWN:
+        return mimo_tile_expert_down(team, m, task, ring);
+    case MIMO_TILE_DENSE_UP:
+        return mimo_tile_dense_up(team, m, task, ring);
+    case MIMO_TILE_SAMPLE:
+        return mimo_tile_sample(team, m, task);
+    case MIMO_TILE_ACCEPT:
+        return mimo_tile_accept(team, m);
+    case MIMO_TILE_DRAFT_SAMPLE:
+        return mimo_tile_draft_sample(team, m, task);
+    case MIMO_TILE_PROPOSE:
+        return mimo_tile_propose(team, m);
+    case MIMO_TILE_KINDS:
+        return;
+    }
+}
+
+template <class Cta>
+MIMO_BODY inline void mimo_engine_compute(Cta &cta, const mimo_tile_machine &m, uint32_t step, uint32_t end)
+{
+    for (; step < end && mimo_engine_begins(cta, m, step); step++)
+        for (uint32_t i = m.begin[cta.number()]; i < m.begin[cta.number() + 1]; i++) {
+            const mimo_tile_task &task = m.task[i];
+            if (task.wait != MIMO_NO_COUNTER && !cta.wait(task.wait, step, task.wait_back, task.wait_count))
+                return;
+            mimo_engine_run(cta.team(), cta.ring(), m, task);
+            cta.signal(task.signal);
+        }
+}
+
+#endif

@@ -1,0 +1,269 @@
+#include "cuda/host_machine.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/size.h"
+#include "cuda/pages.h"
+
+enum { HEADER = 64, PATIENCE = 60000 };
+
+static mimo_status take(mimo_host_machine *host, void *out, size_t count, size_t size, mimo_error *err)
+{
+    size_t bytes;
+    uint8_t *block = NULL;
+    if (!mimo_size_mul(count, size, &bytes) || !mimo_size_add(bytes, HEADER, &bytes))
+        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "engine on the host: %zu elements of %zu bytes are too many", count,
+                         size);
+    MIMO_TRY(mimo_alloc_array(&block, 1, bytes, "engine on the host", err));
+    memcpy(block, &host->blocks, sizeof(void *));
+    host->blocks = block;
+    block += HEADER;
+    memcpy(out, &block, sizeof block);
+    return MIMO_OK;
+}
+
+/* ---- pages ---- */
+
+typedef struct paging {
+    mimo_host_machine *host;
+    const mimo_cuda_state *state;
+    const mimo_tile_shape *shape;
+    uint8_t *next;
+    mimo_error *err;
+} paging;
+
+static mimo_status pack_one(paging *p, const mimo_cuda_matrix *w, const mimo_cuda_matrix *up, uint32_t splits)
+{
+    const mimo_page_part part = {w, 0, w->rows}, other = {up, 0, w->rows};
+    const mimo_status status = mimo_pages_pack(p->next, p->shape, splits, &part, up != NULL ? &other : NULL, 1, p->err);
+    p->next += (size_t)p->shape->expert_pages * p->shape->page_bytes;
+    return status;
+}
+
+static mimo_status pack_context(paging *p)
+{
+    const mimo_cuda_state *s = p->state;
+    mimo_page_part *parts = NULL;
+    MIMO_TRY(take(p->host, &parts, s->config->layers, sizeof *parts, p->err));
+    for (uint32_t i = 0; i < s->config->layers; i++) {
+        const uint32_t queries = s->layer[i].attention.heads * s->layer[i].attention.head_dim;
+        parts[i] = (mimo_page_part){&s->layer[i].qkv, queries, s->layer[i].qkv.rows - queries};
+    }
+    return mimo_pages_pack(p->next, p->shape, p->shape->splits, parts, NULL, s->config->layers, p->err);
+}
+
+static mimo_status pack_op(paging *p, const mimo_op *op)
+{
+    const mimo_cuda_state *s = p->state;
+    const mimo_cuda_layer *layer = op->layer != MIMO_NO_LAYER ? &s->layer[op->layer] : NULL;
+    const uint32_t splits = p->shape->splits;
+    switch ((mimo_op_code)op->code) {
+    case MIMO_OP_DRAFT_FUSE:
+        return pack_one(p, &s->draft->fuse, NULL, splits);
+    case MIMO_OP_DRAFT_CONTEXT:
+        return pack_context(p);
+    case MIMO_OP_QKV:
+        return pack_one(p, &layer->qkv, NULL, splits);
+    case MIMO_OP_OUT_PROJ:
+        return pack_one(p, &layer->out, NULL, splits);
+    case MIMO_OP_ROUTE:
+        return pack_one(p, &layer->router, NULL, splits);
+    case MIMO_OP_EXPERT_UP:
+        for (uint32_t e = 0; e < s->config->experts; e++)
+            MIMO_TRY(pack_one(p, &layer->gate[e], &layer->up[e], splits));
+        return MIMO_OK;
+    case MIMO_OP_EXPERT_DOWN:
+        for (uint32_t e = 0; e < s->config->experts; e++)
+            MIMO_TRY(pack_one(p, &layer->down[e], NULL, 1));
+        return MIMO_OK;
+    case MIMO_OP_DENSE_UP:
+        return pack_one(p, &layer->gate[0], &layer->up[0], splits);
+    case MIMO_OP_DENSE_DOWN:
+        return pack_one(p, &layer->down[0], NULL, splits);
+    case MIMO_OP_HEAD:
+        return pack_one(p, &s->head, NULL, splits);
+    default:
+        return MIMO_OK;
+    }
+}
+
+static mimo_status pack_tape(mimo_host_machine *host, uint32_t tape, const mimo_cuda_host *model, mimo_error *err)
+{
+    const uint8_t **pages = NULL;
+    MIMO_TRY(take(host, &pages, model->plan.count, sizeof *pages, err));
+    host->machine.pages[tape] = pages;
+    for (uint32_t i = 0; i < model->plan.count; i++) {
+        const mimo_op *op = &model->plan.op[i];
+        const mimo_tile_shape *shape = &host->queues.shape[tape][i];
+        const bool expert = op->code == MIMO_OP_EXPERT_UP || op->code == MIMO_OP_EXPERT_DOWN;
+        uint8_t *memory = NULL;
+        const size_t bytes = (size_t)shape->expert_pages * shape->page_bytes;
+        MIMO_TRY(take(host, &memory, bytes, expert ? model->state.config->experts : 1, err));
+        pages[i] = memory;
+        paging p = {host, &model->state, shape, memory, err};
+        MIMO_TRY(pack_op(&p, op));
+    }
+    return MIMO_OK;
+}
+
+/* ---- opening ---- */
+
+static mimo_status open_tape(mimo_tape *tape, const mimo_host_model *model, mimo_error *err)
+{
+    *tape = (mimo_tape){.plan = &model->host->plan, .config = model->host->state.config};
+    return mimo_tape_formats(tape, model->weights, err);
+}
+
+static size_t widest_head(const mimo_config *config)
+{
+    size_t widest = 0;
+    for (int kind = 0; kind < 2; kind++)
+        widest = mimo_max(widest, mimo_max(config->attention[kind].head_dim, config->attention[kind].v_head_dim));
+    return widest;
+}
+
+/* A state of a tape whose rows are those of step `which`. */
+static mimo_cuda_state state_of(const mimo_host_machine *host, const mimo_cuda_host *model, uint32_t which)
+{
+    mimo_cuda_state state = model->state;
+    mimo_cuda_step *step = &host->machine.steps[which];
+    state.step = step;
+    for (uint32_t t = 0; t < MIMO_CUDA_ROWS; t++)
+        step->kv[t] = model->cache;
+    return state;
+}
+
+static mimo_status open_steps(mimo_host_machine *host, const mimo_cuda_host *target, const mimo_cuda_host *draft,
+                              const uint32_t *taps, mimo_error *err)
+{
+    mimo_tile_machine *m = &host->machine;
+    const mimo_config *c = target->state.config;
+    MIMO_TRY(take(host, &m->steps, 3, sizeof *m->steps, err));
+    m->target = state_of(host, target, 0);
+    m->steps[0].logits_stride = c->vocab;
+    MIMO_TRY(take(host, &m->steps[0].logits, MIMO_TILE_TOKENS * (size_t)c->vocab, sizeof(float), err));
+    if (draft == NULL)
+        return MIMO_OK;
+    const mimo_config *d = draft->state.config;
+    m->context = state_of(host, draft, 1);
+    m->block = state_of(host, draft, 2);
+    m->steps[2].logits_stride = d->vocab;
+    MIMO_TRY(take(host, &m->steps[2].logits, MIMO_TILE_TOKENS * (size_t)d->vocab, sizeof(float), err));
+    m->steps[0].taps = d->taps;
+    memcpy(m->steps[0].tap, taps, d->taps * sizeof *taps);
+    m->steps[0].hidden_stride = m->steps[1].features_stride = MIMO_TILE_TOKENS * (size_t)c->hidden;
+    MIMO_TRY(take(host, &m->steps[0].hidden, d->taps, MIMO_TILE_TOKENS * c->hidden * sizeof(float), err));
+    m->steps[1].features = m->steps[0].hidden;
+    return MIMO_OK;
+}
+
+static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *target, const mimo_cuda_host *draft,
+                              mimo_error *err)
+{
+    mimo_tile_machine *m = &host->machine;
+    const mimo_queues *q = &host->queues;
+    const mimo_config *c = target->state.config;
+    size_t widest = widest_head(c);
+    if (draft != NULL)
+        widest = mimo_max(widest, widest_head(draft->state.config));
+    m->task = q->task;
+    m->begin = q->begin;
+    m->last = q->counters - 1;
+    for (uint32_t i = 0; i < q->tasks; i++)
+        m->last_tasks += q->task[i].signal == m->last;
+    m->columns = q->columns;
+    m->pieces = (uint32_t)mimo_ceil_div(c->hidden, q->columns);
+    m->spans = q->spans;
+    MIMO_TRY(take(host, &m->counter, q->counters, sizeof *m->counter, err));
+    MIMO_TRY(take(host, &m->n, MIMO_TILE_TOKENS * target->state.work.x_stride, sizeof(float), err));
+    MIMO_TRY(take(host, &m->squares, MIMO_TILE_TOKENS * (size_t)m->pieces, sizeof(float), err));
+    MIMO_TRY(take(host, &m->p, q->partial_floats, sizeof(float), err));
+    /* Four floats a head beyond the values, where the queues count two. */
+    MIMO_TRY(take(host, &m->s, 2 * q->attend_floats, sizeof(float), err));
+    MIMO_TRY(take(host, &m->moe, 1, sizeof *m->moe, err));
+    MIMO_TRY(take(host, &m->best, MIMO_TILE_TOKENS * (size_t)m->spans, sizeof *m->best, err));
+    MIMO_TRY(take(host, &host->round.token, target->positions, sizeof(uint32_t), err));
+    m->round = &host->round;
+    host->scratch_floats = mimo_tile_scratch_floats(1, (uint32_t)widest);
+    MIMO_TRY(take(host, &host->scratch, host->scratch_floats * q->sms, sizeof(float), err));
+    return take(host, &host->ring, (size_t)q->sms * q->shared.ring_pages, MIMO_RING_PAGE, err);
+}
+
+static mimo_status open_parts(mimo_host_machine *host, const mimo_host_model *target, const mimo_host_model *draft,
+                              const mimo_draft_config *config, const mimo_gpu *gpu, mimo_error *err)
+{
+    mimo_tape tape, other;
+    MIMO_TRY(open_tape(&tape, target, err));
+    if (config != NULL && config->model.markov_rank > 0)
+        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "CUDA: drafters with a Markov head are not run here");
+    if (config != NULL)
+        MIMO_TRY(open_tape(&other, draft, err));
+    MIMO_TRY(mimo_lower(&host->queues, &tape, config != NULL ? &other : NULL, gpu, err));
+    host->machine.sample_span = mimo_pick_span(tape.config->vocab, gpu);
+    if (config != NULL)
+        host->machine.draft_span = mimo_pick_span(config->model.vocab, gpu);
+    MIMO_TRY(open_areas(host, target->host, draft->host, err));
+    MIMO_TRY(open_steps(host, target->host, draft->host, config != NULL ? config->tap : NULL, err));
+    MIMO_TRY(pack_tape(host, MIMO_TAPE_TARGET, target->host, err));
+    return config != NULL ? pack_tape(host, MIMO_TAPE_DRAFT, draft->host, err) : MIMO_OK;
+}
+
+mimo_status mimo_host_machine_open(mimo_host_machine **out, const mimo_host_model *target, const mimo_host_model *draft,
+                                   const mimo_draft_config *config, const mimo_gpu *gpu, mimo_error *err)
+{
+    mimo_host_machine *host = NULL;
+    *out = NULL;
+    MIMO_TRY(mimo_alloc_array(&host, 1, sizeof *host, "engine on the host", err));
+    host->patience = PATIENCE;
+    host->machine.drafted = config != NULL ? config->target_id : NULL;
+    const mimo_status status = open_parts(host, target, draft, config, gpu, err);
+    if (status != MIMO_OK) {
+        mimo_host_machine_close(host);
+        return status;
+    }
+    *out = host;
+    return MIMO_OK;
+}
+
+void mimo_host_machine_close(mimo_host_machine *host)
+{
+    if (host == NULL)
+        return;
+    mimo_queues_release(&host->queues);
+    for (void *block = host->blocks; block != NULL;) {
+        void *next;
+        memcpy(&next, block, sizeof next);
+        mimo_free(block);
+        block = next;
+    }
+    mimo_free(host);
+}
+
+void mimo_host_machine_begin(mimo_host_machine *host, const uint32_t *prompt, uint32_t count, uint32_t limit)
+{
+    mimo_tile_round *r = &host->round;
+    mimo_cuda_step *steps = host->machine.steps;
+    memcpy(r->token, prompt, count * sizeof *prompt);
+    r->known = count;
+    r->limit = limit;
+    r->start = r->done = r->failed = r->accepted = r->rounds = 0;
+    steps[0].rows = (uint32_t)mimo_min(count, MIMO_TILE_TOKENS);
+    for (uint32_t t = 0; t < steps[0].rows; t++) {
+        steps[0].token[t] = prompt[t];
+        steps[0].position[t] = t;
+    }
+    steps[1].rows = steps[2].rows = 0;
+}
+
+void mimo_host_machine_propose(mimo_host_machine *host, const uint32_t *drafts, uint32_t count)
+{
+    const mimo_tile_round *r = &host->round;
+    mimo_cuda_step *step = &host->machine.steps[0];
+    if (r->done || r->start + step->rows != r->known)
+        return; /* there is more to read before anything is to be chosen */
+    for (uint32_t i = 0; i < count && step->rows < r->width && r->known + i + 1 < r->limit; i++) {
+        step->position[step->rows] = r->known + i;
+        step->token[step->rows++] = drafts[i];
+    }
+}

@@ -1,0 +1,182 @@
+/* From logits to tokens: SAMPLE, ACCEPT, DRAFT_SAMPLE, PROPOSE.
+ *
+ * The token at a position is argmax of logit / temperature + noise(seed, stream, position, token), the lowest id on a
+ * tie; drafts are drawn with the same noise, and are right while they equal it. */
+#ifndef MIMO_CUDA_TILE_CHOOSE_H
+#define MIMO_CUDA_TILE_CHOOSE_H
+
+#include "cuda/op/noise.h"
+#include "cuda/tile/matrix.h"
+
+/* No logit was a number. */
+#define MIMO_TILE_NO_TOKEN UINT32_MAX
+
+MIMO_BODY inline bool mimo_tile_is_better(double score, uint32_t token, const mimo_tile_best &than)
+{
+    return score > than.score || (score == than.score && token < than.token);
+}
+
+/* The best of logits [first, first + count) for the token at `position`; ids: those of the logits, NULL: the same. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_span(const Team &team, const mimo_tile_machine &m, mimo_tile_best *to,
+                                     const float *logits, const uint32_t *ids, uint32_t first, uint32_t count,
+                                     uint64_t position)
+{
+    const mimo_tile_round &r = *m.round;
+    mimo_tile_best *best = reinterpret_cast<mimo_tile_best *>(mimo_cuda_own_scratch(team)); /* [warps] */
+    typename Team::template lane_value<double> score;
+    typename Team::template lane_value<uint32_t> token;
+    team.lanes([&](uint32_t lane) {
+        mimo_tile_best own = {-INFINITY, MIMO_TILE_NO_TOKEN};
+        for (uint32_t i = first + team.warp() * MIMO_LANES + lane; i < first + count; i += team.warps() * MIMO_LANES) {
+            const uint32_t id = ids != nullptr ? ids[i] : i;
+            double x = (double)logits[i];
+            if (r.temperature > 0.0f)
+                x = x / (double)r.temperature + mimo_cuda_gumbel(r.seed, r.stream, position, id);
+            if (mimo_tile_is_better(x, id, own))
+                own = {x, id};
+        }
+        score[lane] = own.score;
+        token[lane] = own.token;
+    });
+    const double most = team.max(score);
+    team.lanes([&](uint32_t lane) { token[lane] = score[lane] == most ? UINT32_MAX - token[lane] : 0; });
+    const uint32_t lowest = UINT32_MAX - team.max(token);
+    team.sync();
+    team.lanes([&](uint32_t lane) {
+        if (lane == 0)
+            best[team.warp()] = {most, lowest};
+    });
+    team.sync();
+    team.threads(1, [&](uint32_t) {
+        mimo_tile_best all = best[0];
+        for (uint32_t i = 1; i < team.warps(); i++)
+            if (mimo_tile_is_better(best[i].score, best[i].token, all))
+                all = best[i];
+        *to = all;
+    });
+    team.sync();
+}
+
+/* Of all spans of row t. */
+MIMO_BODY inline uint32_t mimo_tile_chosen(const mimo_tile_machine &m, uint32_t t, uint32_t spans)
+{
+    mimo_tile_best all = m.best[t * m.spans];
+    for (uint32_t i = 1; i < spans; i++) {
+        const mimo_tile_best &other = m.best[t * m.spans + i];
+        if (mimo_tile_is_better(other.score, other.token, all))
+            all = other;
+    }
+    return all.token;
+}
+
+/* Spans of `count` ids in pieces of `span`. */
+MIMO_BODY inline uint32_t mimo_tile_spans(uint32_t count, uint32_t span)
+{
+    return (count + span - 1) / span;
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_sample(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_step &step = *m.target.step;
+    const uint32_t t = task.split;
+    if (t >= step.rows || step.position[t] + 1 < m.round->known) /* what follows is known */
+        return;
+    mimo_tile_span(team, m, m.best + t * m.spans + task.first / m.sample_span, step.logits + t * step.logits_stride,
+                   nullptr, task.first, task.count, step.position[t] + (uint64_t)1);
+}
+
+/* Commits what the rows say; false: some row had no number. */
+MIMO_BODY inline bool mimo_tile_commit(const mimo_tile_machine &m, mimo_tile_round &r, const mimo_cuda_step &step)
+{
+    const uint32_t before = r.known;
+    for (uint32_t t = 0; t < step.rows && !r.done; t++) {
+        if (step.position[t] + 1 < before)
+            continue;
+        const uint32_t token = mimo_tile_chosen(m, t, mimo_tile_spans(m.target.config->vocab, m.sample_span));
+        if (token == MIMO_TILE_NO_TOKEN)
+            return false;
+        r.token[r.known++] = token;
+        for (uint32_t i = 0; i < r.stops; i++)
+            r.done |= r.stop[i] == token;
+        r.done |= r.known >= r.limit;
+        if (t + 1 >= step.rows || step.token[t + 1] != token)
+            break;
+        r.accepted++;
+    }
+    r.rounds += r.known > before;
+    return true;
+}
+
+/* The target's next rows are the known tokens whose keys are not cached, from position `start` on. */
+MIMO_BODY inline void mimo_tile_next_rows(const mimo_tile_round &r, mimo_cuda_step &step)
+{
+    const uint32_t left = r.known - r.start;
+    step.rows = r.done ? 0 : (left < MIMO_TILE_TOKENS ? left : (uint32_t)MIMO_TILE_TOKENS);
+    for (uint32_t t = 0; t < step.rows; t++) {
+        step.position[t] = r.start + t;
+        step.token[t] = r.token[r.start + t];
+    }
+}
+
+/* One thread's work. */
+MIMO_BODY inline void mimo_tile_accept_rows(const mimo_tile_machine &m)
+{
+    mimo_tile_round &r = *m.round;
+    mimo_cuda_step &step = m.steps[0], &context = m.steps[1], &block = m.steps[2];
+    const uint32_t before = r.known, first = r.start, end = r.start + step.rows;
+    if (!mimo_tile_commit(m, r, step))
+        r.done = r.failed = 1;
+    /* Rows of tokens that stand, but the last, whose keys the next step makes. */
+    const uint32_t kept = end < r.known - 1 ? end : r.known - 1;
+    context.rows = kept - first;
+    for (uint32_t t = 0; t < context.rows; t++) {
+        context.context_row[t] = t;
+        context.position[t] = first + t;
+    }
+    r.start = kept;
+    mimo_tile_next_rows(r, step);
+    block.rows = r.known > before && !r.done && m.block.config != nullptr ? m.block.config->block : 0;
+    block.anchor = r.known - 1;
+    block.token[0] = r.token[r.known - 1];
+    for (uint32_t t = 0; t < block.rows; t++)
+        block.position[t] = block.anchor + t;
+}
+
+template <class Team> MIMO_BODY inline void mimo_tile_accept(const Team &team, const mimo_tile_machine &m)
+{
+    team.threads(1, [&](uint32_t) { mimo_tile_accept_rows(m); });
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_draft_sample(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_step &step = *m.block.step;
+    const uint32_t slot = task.split;
+    if (slot >= step.rows)
+        return;
+    mimo_tile_span(team, m, m.best + slot * m.spans + task.first / m.draft_span,
+                   step.logits + slot * step.logits_stride, m.drafted, task.first, task.count,
+                   step.anchor + (uint64_t)slot);
+}
+
+/* Drafts behind the anchor, as many as may be verified and have room. */
+template <class Team> MIMO_BODY inline void mimo_tile_propose(const Team &team, const mimo_tile_machine &m)
+{
+    team.threads(1, [&](uint32_t) {
+        mimo_tile_round &r = *m.round;
+        mimo_cuda_step &step = m.steps[0];
+        const mimo_cuda_step &block = m.steps[2];
+        const uint32_t spans = mimo_tile_spans(m.block.config->vocab, m.draft_span);
+        for (uint32_t slot = 1; slot < block.rows && step.rows < r.width && r.known + slot < r.limit; slot++) {
+            const uint32_t token = mimo_tile_chosen(m, slot, spans);
+            if (token == MIMO_TILE_NO_TOKEN)
+                return;
+            step.position[step.rows] = block.anchor + slot;
+            step.token[step.rows++] = token;
+        }
+    });
+}
+
+#endif

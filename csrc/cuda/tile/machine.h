@@ -1,0 +1,63 @@
+/* What tile tasks work on: the areas of task.h as memory, and where a round stands.
+ *
+ * Rows beyond a step's are left as they are. P is [splits, MIMO_TILE_TOKENS, rows], S is [splits, MIMO_TILE_TOKENS, N,
+ * Dv + 4] (acc, m, l), N is x times a norm's weight: who reads it multiplies by mimo_tile_scale of the row. */
+#ifndef MIMO_CUDA_TILE_MACHINE_H
+#define MIMO_CUDA_TILE_MACHINE_H
+
+#include "cuda/moe.h"
+#include "cuda/op/state.h"
+#include "cuda/task.h"
+
+/* The best of a span of the vocabulary: the largest score, and the lowest id that has it. */
+typedef struct mimo_tile_best {
+    double score;
+    uint32_t token;
+} mimo_tile_best;
+
+/* One sequence on its way. Tokens [0, known) stand; the target's step has rows from position `start` on: known tokens,
+ * then drafts. */
+typedef struct mimo_tile_round {
+    uint32_t *token; /* [limit] */
+    uint32_t known, start;
+    uint32_t limit;    /* known never passes it */
+    uint32_t stop[8];  /* ids that end the text, */
+    uint32_t stops;    /* so many */
+    uint32_t done;     /* nothing is left to do; */
+    uint32_t failed;   /* because logits were no numbers */
+    uint32_t width;    /* most rows of a decoding step: the anchor and width - 1 drafts */
+    uint32_t accepted; /* drafts that stood, over all rounds; */
+    uint32_t rounds;   /* rounds that chose a token */
+    float temperature; /* 0: greedy */
+    uint32_t stream;
+    uint64_t seed;
+} mimo_tile_round;
+
+typedef struct mimo_tile_machine {
+    mimo_cuda_state target, context, block; /* a drafter's context and its block have rows of their own */
+    const uint8_t *const *pages[2];         /* [operations of a tape] */
+    const mimo_tile_task *task;
+    const uint32_t *begin;                   /* [CTAs + 1] */
+    uint32_t last, last_tasks;               /* the last stage of a round: its counter and tasks */
+    uint32_t columns, pieces;                /* of H in a piece of a row, and pieces of a row */
+    uint32_t sample_span, draft_span, spans; /* ids of a span, and most spans of a row */
+    uint32_t *counter;
+    float *n;       /* [T, x_stride] */
+    float *squares; /* [T, pieces] sums of squares of x */
+    float *p, *s;
+    mimo_moe *moe;
+    mimo_tile_best *best;  /* [T, spans] */
+    mimo_cuda_step *steps; /* [3] of target, context, block: what their `step` points to */
+    mimo_tile_round *round;
+    const uint32_t *drafted; /* [V'] ids that a drafter drafts; NULL: all */
+} mimo_tile_machine;
+
+/* Floats of scratch of a team of `warps` warps. */
+static inline size_t mimo_tile_scratch_floats(uint32_t warps, uint32_t widest_head)
+{
+    const size_t attend = warps * (MIMO_CUDA_CHUNK + 2 * ((size_t)widest_head + 4)),
+                 rows = MIMO_TILE_TOKENS * (size_t)widest_head;
+    return MIMO_CUDA_ROWS * 9 + (attend > rows ? attend : rows);
+}
+
+#endif

@@ -1,0 +1,306 @@
+/* Tasks of rows: EMBED, REDUCE, HEADS, ATTEND, MERGE, CHOOSE. */
+#ifndef MIMO_CUDA_TILE_ROWS_H
+#define MIMO_CUDA_TILE_ROWS_H
+
+#include "cuda/op/attention.h"
+#include "cuda/op/dense.h"
+#include "cuda/op/route.h"
+#include "cuda/tile/matrix.h"
+
+/* The weight of the norm before the operation after a task's. */
+MIMO_BODY inline const float *mimo_tile_next_norm(const mimo_cuda_state &s, const mimo_tile_task &task)
+{
+    switch (task.op_code) {
+    case MIMO_OP_EMBED:
+    case MIMO_OP_DRAFT_EMBED:
+        return s.layer[0].attention_norm;
+    case MIMO_OP_OUT_PROJ:
+        return s.layer[task.layer].mlp_norm;
+    case MIMO_OP_DRAFT_FUSE:
+        return s.draft->fuse_norm;
+    default:
+        return task.layer + 1u < s.config->layers ? s.layer[task.layer + 1].attention_norm : s.norm;
+    }
+}
+
+/* x [count] of row t from `first` on is there: N of it and its sum of squares, by one warp in 32 lanes. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_norm(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
+                                     const mimo_cuda_state &s, uint32_t t)
+{
+    const float *x = s.work.x + t * s.work.x_stride + task.first;
+    const float *weight = mimo_tile_next_norm(s, task) + task.first;
+    float *n = m.n + t * s.work.x_stride + task.first;
+    team.sync();
+    team.threads(task.count, [&](uint32_t i) { n[i] = x[i] * weight[i]; });
+    if (team.warp() != 0)
+        return;
+    typename Team::template lane_value<float> sum;
+    team.lanes([&](uint32_t lane) {
+        sum[lane] = 0.0f;
+        for (uint32_t i = lane; i < task.count; i += MIMO_LANES)
+            sum[lane] = fmaf(x[i], x[i], sum[lane]);
+    });
+    const float total = team.sum(sum);
+    team.lanes([&](uint32_t lane) {
+        if (lane == 0)
+            m.squares[t * m.pieces + task.first / m.columns] = total;
+    });
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_embed(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_state &s = mimo_tile_state(m, task);
+    const uint32_t t = task.split;
+    if (t >= s.step->rows)
+        return;
+    float *x = s.work.x + t * s.work.x_stride;
+    const bool mask = task.op_code == MIMO_OP_DRAFT_EMBED && t > 0;
+    team.threads(task.count, [&](uint32_t i) {
+        const uint32_t h = task.first + i;
+        x[h] = mask ? s.draft->mask[h] : mimo_cuda_embedding(s, s.step->token[t], h);
+    });
+    if (task.first == 0)
+        mimo_cuda_angles(team, s, t);
+    mimo_tile_norm(team, m, task, s, t);
+}
+
+/* Element `row` of row t of P: the sum of its splits, in order. */
+MIMO_BODY inline float mimo_tile_partial(const mimo_tile_machine &m, uint32_t splits, uint32_t rows, uint32_t t,
+                                         uint32_t row)
+{
+    float sum = m.p[(size_t)t * rows + row];
+    for (uint32_t split = 1; split < splits; split++)
+        sum += m.p[((size_t)split * MIMO_TILE_TOKENS + t) * rows + row];
+    return sum;
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_reduce(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_state &s = mimo_tile_state(m, task);
+    const uint32_t t = task.split, H = s.config->hidden;
+    if (t >= s.step->rows)
+        return;
+    const bool fuse = task.op_code == MIMO_OP_DRAFT_FUSE;
+    const bool layer_ends = task.op_code == MIMO_OP_EXPERT_DOWN || task.op_code == MIMO_OP_DENSE_DOWN;
+    float *x = s.work.x + t * s.work.x_stride;
+    team.threads(task.count, [&](uint32_t i) {
+        const uint32_t h = task.first + i;
+        const float sum = mimo_tile_partial(m, task.splits, H, t, h);
+        if (fuse)
+            x[h] = sum;
+        else
+            mimo_cuda_add(s, task.layer, layer_ends, h, t, sum);
+    });
+    if (fuse && task.first == 0)
+        mimo_cuda_angles(team, s, t);
+    mimo_tile_norm(team, m, task, s, t);
+}
+
+/* ---- HEADS ---- */
+
+/* One normed, rotated, scaled head of row t, whose values [D or Dv] are in `row`, by one warp. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_finish_head(const Team &team, const mimo_cuda_state &s, const mimo_cuda_layer &layer,
+                                            uint32_t head, uint32_t t, const float *row)
+{
+    const mimo_attention &a = layer.attention;
+    const bool turns = head < a.heads + a.kv_heads;
+    const uint32_t width = turns ? a.head_dim : a.v_head_dim, half = turns ? a.rotary_dim / 2 : 0;
+    const float *weight = !turns ? nullptr : head < a.heads ? layer.q_norm : layer.k_norm;
+    float scale = 1.0f;
+    if (weight != nullptr) {
+        typename Team::template lane_value<float> sum;
+        team.lanes([&](uint32_t lane) {
+            sum[lane] = 0.0f;
+            for (uint32_t d = lane; d < width; d += MIMO_LANES)
+                sum[lane] = fmaf(row[d], row[d], sum[lane]);
+        });
+        scale = 1.0f / sqrtf(team.sum(sum) / (float)width + s.config->norm_eps);
+    }
+    team.lanes([&](uint32_t lane) {
+        const auto value = [&](uint32_t d) { return weight != nullptr ? row[d] * scale * weight[d] : row[d]; };
+        for (uint32_t j = lane; j < half; j += MIMO_LANES)
+            mimo_cuda_pair_store(s, layer, head, t, j, value(j), value(j + half));
+        for (uint32_t d = 2 * half + lane; d < width; d += MIMO_LANES)
+            mimo_cuda_head_store(s, layer, head, t, d, value(d));
+    });
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_heads(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_state &s = mimo_tile_state(m, task);
+    const mimo_cuda_layer &layer = s.layer[task.layer];
+    const bool context = task.op_code == MIMO_OP_DRAFT_CONTEXT;
+    const uint32_t rows = context ? mimo_tile_context_rows(s) : layer.qkv.rows, width = task.k_count;
+    const uint32_t head = task.first + (context ? layer.attention.heads : 0);
+    const float *scale = mimo_tile_scales(team, m, s);
+    float *values = mimo_cuda_own_scratch(team); /* [T, width] */
+    team.threads(s.step->rows * width, [&](uint32_t i) {
+        const uint32_t t = i / width;
+        values[i] = mimo_tile_partial(m, task.splits, rows, t, task.k_first + i % width) * scale[t];
+    });
+    team.sync();
+    for (uint32_t t = team.warp(); t < s.step->rows; t += team.warps())
+        mimo_tile_finish_head(team, s, layer, head, t, values + t * width);
+    team.sync();
+}
+
+/* ---- ATTEND, MERGE ---- */
+
+/* acc [Dv], m, l at `from` join those at `into`; by one warp. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_join(const Team &team, float *into, const float *from, uint32_t Dv)
+{
+    float m = into[Dv], a, b;
+    const float l = into[Dv + 1];
+    mimo_cuda_rescale(&a, &b, &m, from[Dv]);
+    team.meet();
+    team.lanes([&](uint32_t lane) {
+        for (uint32_t e = lane; e < Dv; e += MIMO_LANES)
+            into[e] = into[e] * a + from[e] * b;
+        if (lane == 0) {
+            into[Dv] = m;
+            into[Dv + 1] = l * a + from[Dv + 1] * b;
+        }
+    });
+    team.meet();
+}
+
+/* The sink joins, and a head's part of row t of A is written. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_attended(const Team &team, const mimo_cuda_state &s, const mimo_cuda_layer &layer,
+                                         uint32_t t, uint32_t head, const float *total)
+{
+    const uint32_t Dv = layer.attention.v_head_dim;
+    float m = total[Dv], a = 1.0f, b = 0.0f;
+    if (layer.attention.sinks)
+        mimo_cuda_rescale(&a, &b, &m, layer.sinks[head]);
+    const float inverse = a / (total[Dv + 1] * a + b);
+    float *out = s.work.a + t * s.work.a_stride + (size_t)head * Dv;
+    team.lanes([&](uint32_t lane) {
+        for (uint32_t e = lane; e < Dv; e += MIMO_LANES)
+            out[e] = total[e] * inverse;
+    });
+}
+
+/* The chunks of a split that a row sees, in order, for one head: into total [Dv + 4]. No chunk: m is -infinity. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_attend_head(const Team &team, const mimo_cuda_state &s, const mimo_cuda_layer &layer,
+                                            const mimo_tile_task &task, uint32_t t, uint32_t head, float *p,
+                                            float *total, float *part)
+{
+    const mimo_attention &a = layer.attention;
+    const uint32_t chunk = MIMO_TILE_CHUNK, g = head / (a.heads / a.kv_heads), Dv = a.v_head_dim;
+    const mimo_cuda_keys seen = mimo_cuda_keys_of(s, layer, t);
+    const float *q = s.work.q + ((size_t)t * a.heads + head) * a.head_dim;
+    bool any = false;
+    for (uint32_t c = seen.begin / chunk; c * chunk < seen.end; c++) {
+        if (c % task.splits != task.split)
+            continue;
+        const uint32_t first = c * chunk, base = first / MIMO_CUDA_CHUNK * MIMO_CUDA_CHUNK;
+        const uint32_t begin = seen.begin > first ? seen.begin : first;
+        const uint32_t end = seen.end < first + chunk ? seen.end : first + chunk;
+        uint8_t *values, *keys = mimo_cuda_kv_head(s, layer, t, g, base, &values);
+        float *to = any ? part : total;
+        if (s.kv.is_float)
+            mimo_cuda_attend_head<true>(team, to, q, keys, values, begin - base, end - base, a, p);
+        else
+            mimo_cuda_attend_head<false>(team, to, q, keys, values, begin - base, end - base, a, p);
+        if (any)
+            mimo_tile_join(team, total, part, Dv);
+        any = true;
+    }
+    if (!any)
+        team.lanes([&](uint32_t lane) {
+            if (lane == 0)
+                total[Dv] = -INFINITY;
+        });
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_attend(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_state &s = mimo_tile_state(m, task);
+    const mimo_cuda_layer &layer = s.layer[task.layer];
+    const uint32_t Dv = layer.attention.v_head_dim, N = layer.attention.heads, row = Dv + 4;
+    float *own = mimo_cuda_own_scratch(team) + team.warp() * (MIMO_CUDA_CHUNK + 2 * (size_t)row);
+    float *total = own + MIMO_CUDA_CHUNK, *part = total + row;
+    for (uint32_t item = team.warp(); item < s.step->rows * task.count; item += team.warps()) {
+        const uint32_t t = item / task.count, head = task.first + item % task.count;
+        team.meet();
+        mimo_tile_attend_head(team, s, layer, task, t, head, own, total, part);
+        team.meet();
+        if (task.splits == 1) {
+            mimo_tile_attended(team, s, layer, t, head, total);
+            continue;
+        }
+        float *to = m.s + (((size_t)task.split * MIMO_TILE_TOKENS + t) * N + head) * row;
+        team.lanes([&](uint32_t lane) {
+            for (uint32_t e = lane; e < Dv + 2; e += MIMO_LANES)
+                to[e] = total[e];
+        });
+    }
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_merge(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_state &s = mimo_tile_state(m, task);
+    const mimo_cuda_layer &layer = s.layer[task.layer];
+    const uint32_t Dv = layer.attention.v_head_dim, N = layer.attention.heads, row = Dv + 4, t = task.split;
+    if (t >= s.step->rows)
+        return;
+    float *total = mimo_cuda_own_scratch(team) + team.warp() * (MIMO_CUDA_CHUNK + 2 * (size_t)row);
+    for (uint32_t head = task.first + team.warp(); head < task.first + task.count; head += team.warps()) {
+        bool any = false;
+        for (uint32_t split = 0; split < task.splits; split++) {
+            const float *from = m.s + (((size_t)split * MIMO_TILE_TOKENS + t) * N + head) * row;
+            if (from[Dv] == -INFINITY)
+                continue;
+            team.meet();
+            if (any)
+                mimo_tile_join(team, total, from, Dv);
+            else
+                team.lanes([&](uint32_t lane) {
+                    for (uint32_t e = lane; e < Dv + 2; e += MIMO_LANES)
+                        total[e] = from[e];
+                });
+            team.meet();
+            any = true;
+        }
+        mimo_tile_attended(team, s, layer, t, head, total);
+        team.meet();
+    }
+}
+
+/* ---- CHOOSE ---- */
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_choose(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_state &s = mimo_tile_state(m, task);
+    const mimo_cuda_layer &layer = s.layer[task.layer];
+    const uint32_t E = s.config->experts, K = s.config->top_k, T = s.step->rows, splits = task.splits;
+    const float *scale = mimo_tile_scales(team, m, s);
+    team.threads(T * E, [&](uint32_t i) {
+        const uint32_t t = i / E;
+        s.work.router_logits[i] = mimo_tile_partial(m, splits, E, t, i % E) * scale[t];
+    });
+    team.sync();
+    mimo_cuda_choose_rows(team, s, task.layer);
+    team.sync();
+    uint16_t *chosen = s.work.routes->slot;                             /* [T * K] */
+    uint8_t *first = reinterpret_cast<uint8_t *>(s.work.routes->owner); /* [T * K] */
+    team.threads(T * K, [&](uint32_t i) { chosen[i] = (uint16_t)s.work.routes->expert[i]; });
+    team.sync();
+    team.threads(T * K, [&](uint32_t i) { mimo_moe_mark(first, chosen, i); });
+    team.sync();
+    team.threads(T * K, [&](uint32_t i) { mimo_moe_place(m.moe, first, chosen, s.work.routes->weight, T * K, K, i); });
+    (void)layer;
+}
+
+#endif

@@ -1,0 +1,128 @@
+/* The resident engine on the host (cuda/host_machine.h). */
+#include <string.h>
+
+#include "base/size.h"
+#include "python/module.h"
+#include "python/probe_model.h"
+
+static PyObject *machine_open(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *capsule;
+    unsigned ctas, shared_bytes;
+    if (!PyArg_ParseTuple(args, "OII:machine_open", &capsule, &ctas, &shared_bytes))
+        return NULL;
+    mimo_probe_model *m = mimo_probe_model_of(capsule);
+    if (m == NULL)
+        return NULL;
+    const mimo_engine *e = m->engine;
+    const mimo_gpu gpu = {.sms = ctas, .shared_bytes = shared_bytes, .l2_bytes = 1 << 20};
+    const mimo_host_model target = {m->target, &e->weights},
+                          draft = {m->draft, e->draft != NULL ? &e->draft->weights : NULL};
+    mimo_host_machine_close(m->machine);
+    mimo_error err = {0};
+    if (mimo_host_machine_open(&m->machine, &target, &draft, e->draft != NULL ? &e->draft->config : NULL, &gpu, &err) !=
+        MIMO_OK)
+        return mimo_python_raise(&err);
+    return Py_BuildValue("{s:I,s:I,s:I}", "tasks", m->machine->queues.tasks, "stages", m->machine->queues.counters,
+                         "ring_pages", m->machine->queues.shared.ring_pages);
+}
+
+/* The prompt as an array, and its round begun; -1 with an exception. */
+static int begin(mimo_probe_model *m, PyObject *prompt, unsigned limit)
+{
+    PyArrayObject *array = mimo_python_array(prompt, NPY_UINT32, 1, "prompt");
+    if (array == NULL)
+        return -1;
+    const size_t count = (size_t)PyArray_DIM(array, 0);
+    int failed = -1;
+    if (m->machine == NULL || count < 1 || count >= limit || limit > m->target->positions)
+        PyErr_Format(PyExc_ValueError,
+                     "machine_run: expected an open machine and fewer tokens than the limit, at most %u",
+                     m->target->positions);
+    else
+        failed = 0;
+    if (failed == 0)
+        mimo_host_machine_begin(m->machine, PyArray_DATA(array), (uint32_t)count, limit);
+    Py_DECREF((PyObject *)array);
+    return failed;
+}
+
+static PyObject *result_of(const mimo_host_machine *machine)
+{
+    const mimo_tile_round *r = &machine->round;
+    if (machine->lost)
+        return PyErr_Format(PyExc_RuntimeError, "the machine is lost: %s", machine->reason);
+    const mimo_cuda_step *step = machine->machine.target.step;
+    npy_intp shape[1] = {r->known}, rows[2] = {MIMO_TILE_TOKENS, (npy_intp)step->logits_stride};
+    PyObject *tokens = PyArray_SimpleNew(1, shape, NPY_UINT32), *logits = PyArray_SimpleNew(2, rows, NPY_FLOAT32);
+    if (tokens == NULL || logits == NULL) {
+        Py_XDECREF(tokens);
+        Py_XDECREF(logits);
+        return NULL;
+    }
+    memcpy(PyArray_DATA((PyArrayObject *)tokens), r->token, r->known * sizeof *r->token);
+    memcpy(PyArray_DATA((PyArrayObject *)logits), step->logits, (size_t)(rows[0] * rows[1]) * sizeof *step->logits);
+    return Py_BuildValue("{s:N,s:N,s:I,s:I,s:I}", "tokens", tokens, "logits", logits, "rounds", r->rounds, "accepted",
+                         r->accepted, "failed", r->failed);
+}
+
+static PyObject *machine_run(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *capsule, *prompt, *script;
+    unsigned limit, width, rounds, stop;
+    float temperature;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "OOIIfKIIO:machine_run", &capsule, &prompt, &limit, &width, &temperature, &seed,
+                          &rounds, &stop, &script))
+        return NULL;
+    mimo_probe_model *m = mimo_probe_model_of(capsule);
+    PyArrayObject *drafts = m != NULL ? mimo_python_array(script, NPY_UINT32, 1, "script") : NULL;
+    if (drafts == NULL || begin(m, prompt, limit) < 0) {
+        Py_XDECREF((PyObject *)drafts);
+        return NULL;
+    }
+    const uint32_t scripted = (uint32_t)PyArray_DIM(drafts, 0), *draft = PyArray_DATA(drafts);
+    mimo_tile_round *r = &m->machine->round;
+    r->width = width;
+    r->temperature = temperature;
+    r->seed = seed;
+    r->stop[0] = stop;
+    r->stops = 1;
+    Py_BEGIN_ALLOW_THREADS
+    while (!r->done && !m->machine->lost) {
+        mimo_host_machine_run(m->machine, rounds);
+        if (r->known < scripted)
+            mimo_host_machine_propose(m->machine, draft + r->known, scripted - r->known);
+    }
+    Py_END_ALLOW_THREADS
+    Py_DECREF((PyObject *)drafts);
+    return result_of(m->machine);
+}
+
+static PyObject *machine_break(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *capsule;
+    unsigned task, patience;
+    if (!PyArg_ParseTuple(args, "OII:machine_break", &capsule, &task, &patience))
+        return NULL;
+    mimo_probe_model *m = mimo_probe_model_of(capsule);
+    if (m == NULL || m->machine == NULL || task >= m->machine->queues.tasks)
+        return PyErr_Format(PyExc_ValueError, "machine_break: expected an open machine and one of its tasks");
+    m->machine->queues.task[task].wait_count++;
+    m->machine->patience = patience;
+    Py_RETURN_NONE;
+}
+
+PyMethodDef mimo_probe_machine_methods[] = {
+    {"machine_break", machine_break, METH_VARARGS,
+     "(model, task, milliseconds): lets a task wait for a signal that never comes, and waits be that long"},
+    {"machine_open", machine_open, METH_VARARGS, "(model, ctas, shared bytes): queues, pages and CTAs; what they are"},
+    {"machine_run", machine_run, METH_VARARGS,
+     "(model, prompt, limit, width, temperature, seed, rounds of a launch, stop id, script): tokens, rounds, drafts "
+     "accepted, "
+     "and the logits [8, V] of the last step's rows; script: what is proposed at each position between launches"},
+    {NULL, NULL, 0, NULL},
+};
