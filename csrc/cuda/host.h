@@ -47,6 +47,8 @@ void mimo_cuda_host_gemv(float *y, const mimo_cuda_matrix *w, const float *x, si
 /* What tensor cores are fed with. codes: eight E2M1. (host_run.cc) */
 void mimo_cuda_host_bf16(uint16_t out[8], uint32_t codes);
 void mimo_cuda_host_e4m3(uint8_t out[8], uint32_t codes, uint32_t fold);
+/* codes: eight E4M3. (host_run.cc) */
+void mimo_cuda_host_e4m3_bf16(uint16_t out[8], const uint8_t codes[8]);
 
 #ifdef __cplusplus
 }

@@ -146,3 +146,14 @@ void mimo_cuda_host_e4m3(uint8_t out[8], uint32_t codes, uint32_t fold)
     for (uint32_t i = 0; i < 8; i++)
         out[i] = (uint8_t)(words[i / 4] >> 8 * (i % 4));
 }
+
+void mimo_cuda_host_e4m3_bf16(uint16_t out[8], const uint8_t codes[8])
+{
+    mimo_words2 words;
+    memcpy(&words, codes, sizeof words);
+    for (uint32_t n = 0; n < 4; n++) {
+        const uint32_t pair = mimo_cuda_e4m3_bf16x2(words, n);
+        out[n] = (uint16_t)pair;
+        out[n + 4] = (uint16_t)(pair >> 16);
+    }
+}

@@ -302,6 +302,24 @@ static PyObject *cuda_e2m1(PyObject *self, PyObject *args)
     return dict;
 }
 
+static PyObject *cuda_e4m3(PyObject *self, PyObject *args)
+{
+    (void)self;
+    const char *codes;
+    Py_ssize_t count;
+    uint16_t bf16[8];
+    if (!PyArg_ParseTuple(args, "y#:cuda_e4m3", &codes, &count))
+        return NULL;
+    if (count != 8)
+        return PyErr_Format(PyExc_ValueError, "cuda_e4m3: expected 8 codes, found %zd", count);
+    mimo_cuda_host_e4m3_bf16(bf16, (const uint8_t *)codes);
+    npy_intp shape[1] = {8};
+    PyObject *array = PyArray_SimpleNew(1, shape, NPY_UINT16);
+    if (array != NULL)
+        memcpy(PyArray_DATA((PyArrayObject *)array), bf16, sizeof bf16);
+    return array;
+}
+
 PyMethodDef mimo_probe_bodies_methods[] = {
     {"cuda_open", cuda_open, METH_VARARGS,
      "(engine, exact, positions): its weights and one cache, for operation bodies"},
@@ -312,6 +330,7 @@ PyMethodDef mimo_probe_bodies_methods[] = {
      "(model, anchor, position, context begin, width, tile, split): draft logits [width - 1, V']"},
     {"cuda_gemv", cuda_gemv, METH_VARARGS,
      "(format, cols, data [rows, row_bytes], scales, scale_row, x [T, stride]): y [T, rows]"},
+    {"cuda_e4m3", cuda_e4m3, METH_VARARGS, "(eight codes): as BF16 times 2^-120"},
     {"cuda_e2m1", cuda_e2m1, METH_VARARGS, "(eight codes, fold): as BF16 times 2^-126, as E4M3 times 2^(fold - 6)"},
     {NULL, NULL, 0, NULL},
 };

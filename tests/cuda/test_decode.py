@@ -76,6 +76,14 @@ def test_tensor_core_forms_at_every_scale() -> None:
         assert (np.signbit(as_bf16) == np.signbit(value)).all()
 
 
+def test_every_byte_of_fp8_as_bf16_in_every_place() -> None:
+    for byte in range(256):
+        codes = np.roll(np.array([byte, 0, 0x81, 0x7E, 0xFE, 8, 1, 0x39], np.uint8), byte % 8)
+        found = (_probe.cuda_e4m3(codes.tobytes()).astype(np.uint32) << 16).view(np.float32).astype(np.float64) * 2.0**120
+        kept = (codes & 127) != 127
+        np.testing.assert_array_equal(found[kept], e4m3(codes)[kept])
+
+
 # ---- products ----
 
 

@@ -97,6 +97,14 @@ MIMO_HD inline uint32_t mimo_cuda_permute(uint32_t low, uint32_t high, uint32_t 
 #endif
 }
 
+/* Elements n and n + 4 of eight E4M3 codes as two BF16, each times 2^-120. */
+MIMO_HD inline uint32_t mimo_cuda_e4m3_bf16x2(const mimo_words2 &codes, uint32_t n)
+{
+    /* Byte n of either word at the top of a half. */
+    const uint32_t at_top = mimo_cuda_permute(codes.v[0], codes.v[1], n << 4 | (4 + n) << 12) & 0xff00ff00u;
+    return (at_top & 0x80008000u) | (at_top >> 4 & 0x07f007f0u);
+}
+
 /* E4M3 has room for E2M1 times 2^-5 .. 2^6, so that differences between the scales of blocks fold into the table. */
 enum { MIMO_CUDA_FOLD_LEAST = 1, MIMO_CUDA_FOLD_MOST = 12 };
 

@@ -25,6 +25,12 @@ template <class Team> MIMO_BODY inline void mimo_tile_clear(const Team &team, mi
     });
 }
 
+/* Columns [k, end) of T rows of input are about to be multiplied: teams that keep a copy of them make it here. */
+template <class Team, class Input>
+MIMO_BODY inline void mimo_tile_begin(const Team &, const Input &, uint32_t, uint32_t, uint32_t)
+{
+}
+
 /* The state of a task's rows. */
 MIMO_BODY inline const mimo_cuda_state &mimo_tile_state(const mimo_tile_machine &m, const mimo_tile_task &task)
 {
@@ -178,6 +184,7 @@ MIMO_BODY inline void mimo_tile_project_rows(const Team &team, const mimo_tile_m
     const uint32_t units = task.tile_rows / MIMO_PAGE_UNIT, end = task.k_first + task.k_count, T = s.step->rows;
     const bool head = task.op_code == MIMO_OP_HEAD;
     const float *scale = head ? mimo_tile_scales(team, m, s) : nullptr;
+    mimo_tile_begin(team, input, T, task.k_first, end);
     for (uint32_t first = task.first; first < task.first + task.count; first += task.tile_rows) {
         mimo_tile_sums<Team> sums;
         mimo_tile_clear(team, sums);
@@ -264,6 +271,7 @@ MIMO_BODY inline void mimo_tile_dense_up(const Team &team, const mimo_tile_machi
     const mimo_cuda_state &s = mimo_tile_state(m, task);
     const mimo_cuda_plain input = mimo_cuda_rows(s, m.n, s.work.x_stride);
     const float *scale = mimo_tile_scales(team, m, s);
+    mimo_tile_begin(team, input, s.step->rows, 0, task.k_count);
     for (uint32_t first = task.first; first < task.first + task.count; first += task.tile_rows)
         mimo_tile_up(team, m, task, ring, s, s.layer[task.layer].gate[0].format, first, task.first + task.count, input,
                      nullptr, 0, s.step->rows, scale);
@@ -283,6 +291,7 @@ MIMO_BODY inline void mimo_tile_expert_up(const Team &team, const mimo_tile_mach
         mimo_cuda_plain input = {};
         for (uint32_t j = 0; j < MIMO_TILE_TOKENS; j++)
             input.row[j] = m.n + moe.row[at + (j < rows ? j : 0)] * s.work.x_stride;
+        mimo_tile_begin(team, input, rows, 0, task.k_count);
         mimo_tile_up(team, m, task, ring, s, s.layer[task.layer].gate[moe.expert[unit.index]].format,
                      unit.tile * task.tile_rows, F, input, moe.row + at, at, rows, scale);
     }
@@ -307,6 +316,7 @@ MIMO_BODY inline void mimo_tile_expert_down(const Team &team, const mimo_tile_ma
         mimo_cuda_plain input = {};
         for (uint32_t j = 0; j < MIMO_TILE_TOKENS; j++)
             input.row[j] = s.work.u + (at + (j < rows ? j : 0)) * s.work.u_stride;
+        mimo_tile_begin(team, input, rows, 0, task.k_count);
         mimo_tile_sums<Team> sums;
         mimo_tile_clear(team, sums);
         for (uint32_t i = 0; i < task.tile_pages; i++)

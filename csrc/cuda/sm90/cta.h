@@ -1,0 +1,175 @@
+/* A resident CTA on the device: counters in global memory, a ring of pages in shared memory that bulk copies fill
+ * (sm_90 and later). What its members promise: engine.h. */
+#ifndef MIMO_CUDA_SM90_CTA_H
+#define MIMO_CUDA_SM90_CTA_H
+
+#include "cuda/engine.h"
+#include "cuda/sm90/mma.h"
+
+/* The first wait that took too long; all roles of all CTAs end when they see it. */
+typedef struct mimo_resident_lost {
+    uint32_t lost, cta, role, counter, step, seen, count;
+} mimo_resident_lost;
+
+enum {
+    MIMO_RESIDENT_LOADERS = 128, /* threads; one of them copies */
+    MIMO_RESIDENT_TEAM = 256,    /* threads that compute */
+    MIMO_RESIDENT_BARRIER = 1,
+    MIMO_RESIDENT_NO_COUNTER = 0xffffffffu, /* a wait for the ring */
+};
+
+/* Shared memory: barriers, then sums, scratch, activations and the ring, in bytes from its beginning. */
+typedef struct mimo_resident_layout {
+    uint32_t pages, page_bytes;
+    uint32_t scratch, activations, ring;
+    uint64_t patience; /* nanoseconds that a wait may take */
+} mimo_resident_layout;
+
+enum {
+    MIMO_RESIDENT_MOST_PAGES = 32,
+    MIMO_RESIDENT_SUMS = 2 * MIMO_RESIDENT_MOST_PAGES * 8 + 16, /* offset: after the barriers and a flag */
+    MIMO_RESIDENT_SUMS_BYTES = 2 * MIMO_RESIDENT_TEAM / MIMO_LANES * MIMO_MMA_VALUES * 4,
+};
+
+MIMO_BODY inline uint32_t mimo_shared_address(const void *at)
+{
+    return (uint32_t)__cvta_generic_to_shared(at);
+}
+
+MIMO_BODY inline uint64_t mimo_resident_clock()
+{
+    uint64_t now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
+
+MIMO_BODY inline uint32_t mimo_resident_read(const uint32_t *from)
+{
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
+/* One role of one CTA; each thread of the role has its own copy. */
+struct mimo_resident_cta {
+    const mimo_tile_machine &machine;
+    const mimo_resident_layout &layout;
+    mimo_resident_lost *lost;
+    uint8_t *shared;
+    mimo_mma_team threads;
+    bool computes;
+    uint32_t page; /* pages passed since the launch */
+
+    __device__ uint32_t number() const
+    {
+        return blockIdx.x;
+    }
+    __device__ const mimo_mma_team &team() const
+    {
+        return threads;
+    }
+    __device__ mimo_resident_cta &ring()
+    {
+        return *this;
+    }
+
+    /* f() until it is true; false: something is lost. By single threads. */
+    template <class F>
+    __device__ bool spin(F f, uint32_t counter, uint32_t step, uint32_t count, const uint32_t *value) const
+    {
+        const uint64_t begin = mimo_resident_clock();
+        for (uint32_t i = 1; !f(); i++) {
+            if (i % 256 != 0)
+                continue;
+            if (mimo_resident_read(&lost->lost) != 0)
+                return false;
+            if (mimo_resident_clock() - begin <= layout.patience)
+                continue;
+            if (atomicCAS(&lost->lost, 0u, 1u) == 0u) {
+                lost->cta = blockIdx.x;
+                lost->role = computes;
+                lost->counter = counter;
+                lost->step = step;
+                lost->count = count;
+                lost->seen = value != nullptr ? mimo_resident_read(value) : page;
+                __threadfence_system();
+            }
+            return false;
+        }
+        return true;
+    }
+
+    __device__ bool wait(uint32_t counter, uint32_t step, uint32_t back, uint32_t count)
+    {
+        const uint32_t *value = &machine.counter[counter];
+        const auto ready = [&] { return mimo_task_is_ready(mimo_resident_read(value), step, back, count) != 0; };
+        if (!computes)
+            return spin(ready, counter, step, count, value);
+        uint32_t *flag = reinterpret_cast<uint32_t *>(shared + MIMO_RESIDENT_SUMS - 16);
+        threads.sync();
+        if (threads.thread() == 0)
+            *flag = spin(ready, counter, step, count, value);
+        threads.sync();
+        return *flag != 0;
+    }
+
+    __device__ void signal(uint32_t counter)
+    {
+        threads.sync();
+        if (threads.thread() == 0) {
+            __threadfence();
+            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(&machine.counter[counter]) : "memory");
+        }
+    }
+
+    /* ---- the ring ---- */
+
+    __device__ uint32_t barrier(uint32_t place, bool empty) const
+    {
+        return mimo_shared_address(shared) + (place + empty * MIMO_RESIDENT_MOST_PAGES) * 8;
+    }
+    __device__ static bool passed(uint32_t barrier, uint32_t parity)
+    {
+        uint32_t done;
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+        return done != 0;
+    }
+
+    __device__ bool copy(const uint8_t *from, uint32_t bytes)
+    {
+        const uint32_t place = page % layout.pages, lap = page / layout.pages, full = barrier(place, false);
+        if (!spin([&] { return passed(barrier(place, true), (lap & 1) ^ 1); }, MIMO_RESIDENT_NO_COUNTER, lap, bytes,
+                  nullptr))
+            return false;
+        page++;
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                         mimo_shared_address(shared + layout.ring + place * layout.page_bytes)),
+                     "l"(from), "r"(bytes), "r"(full)
+                     : "memory");
+        return true;
+    }
+    __device__ void hint(const uint8_t *from, uint32_t bytes) const
+    {
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+    }
+
+    __device__ const uint8_t *take() const
+    {
+        const uint32_t place = page % layout.pages, lap = page / layout.pages;
+        spin([&] { return passed(barrier(place, false), lap & 1); }, MIMO_RESIDENT_NO_COUNTER, lap, 0, nullptr);
+        return shared + layout.ring + place * layout.page_bytes;
+    }
+    __device__ void give()
+    {
+        const uint32_t place = page++ % layout.pages;
+        __syncwarp();
+        if (threads.thread() % MIMO_LANES == 0)
+            asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier(place, true)) : "memory");
+    }
+};
+
+#endif

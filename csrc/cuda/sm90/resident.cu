@@ -1,0 +1,51 @@
+/* The resident kernel: one CTA on each SM, a warp group that loads and two that compute. */
+#include "cuda/sm90/cta.h"
+
+static constexpr int LOAD_REGISTERS = 40, COMPUTE_REGISTERS = 232;
+
+static_assert(MIMO_RESIDENT_LOADERS * LOAD_REGISTERS + MIMO_RESIDENT_TEAM * COMPUTE_REGISTERS <= 65536,
+              "registers of an SM");
+
+/* Roles are functions of their own, or the compiler would give both the registers of the larger. */
+__device__ __noinline__ void mimo_resident_load(mimo_resident_cta &cta, uint32_t step, uint32_t end)
+{
+    mimo_engine_load(cta, cta.machine, step, end);
+}
+
+__device__ __noinline__ void mimo_resident_compute(mimo_resident_cta &cta, uint32_t step, uint32_t end)
+{
+    mimo_engine_compute(cta, cta.machine, step, end);
+}
+
+extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM, 1)
+    mimo_resident(const __grid_constant__ mimo_tile_machine machine,
+                  const __grid_constant__ mimo_resident_layout layout, mimo_resident_lost *lost, uint32_t step,
+                  uint32_t end)
+{
+    extern __shared__ __align__(128) uint8_t shared[];
+    const bool computes = threadIdx.x >= MIMO_RESIDENT_LOADERS;
+    mimo_mma_team team;
+    team.shared = reinterpret_cast<float *>(shared + layout.scratch);
+    team.first = MIMO_RESIDENT_LOADERS;
+    team.size = MIMO_RESIDENT_TEAM;
+    team.barrier = MIMO_RESIDENT_BARRIER;
+    team.activations = shared + layout.activations;
+    team.sums = reinterpret_cast<float *>(shared + MIMO_RESIDENT_SUMS);
+    mimo_resident_cta cta = {machine, layout, lost, shared, team, computes, 0};
+    if (threadIdx.x < layout.pages) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(cta.barrier(threadIdx.x, false)) : "memory");
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(cta.barrier(threadIdx.x, true)),
+                     "r"(MIMO_RESIDENT_TEAM / MIMO_LANES)
+                     : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    if (computes) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
+        mimo_resident_compute(cta, step, end);
+    } else {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(LOAD_REGISTERS));
+        if (threadIdx.x == 0)
+            mimo_resident_load(cta, step, end);
+    }
+}
