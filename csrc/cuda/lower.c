@@ -305,7 +305,7 @@ static void lower_op(lowering *b, const mimo_op *op)
         lower_rows(b, MIMO_TILE_EMBED, 0, T, dim[1], b->q->columns, 1);
         break;
     case MIMO_OP_DRAFT_FUSE:
-        project(b, dim[1], dim[0] * dim[1], false);
+        project(b, dim[1], mimo_fuse_width(dim, b->gpu->ranks), false);
         reduce(b, dim[1]);
         break;
     case MIMO_OP_DRAFT_CONTEXT:

@@ -44,6 +44,14 @@ MIMO_MUST_CHECK mimo_status mimo_lower(mimo_queues *out, const mimo_tape *target
                                        const mimo_gpu *gpu, mimo_error *err);
 void mimo_queues_release(mimo_queues *queues);
 
+/* Elements of K of DRAFT_FUSE, of dimensions `dim`, that a rank multiplies: every rank has the features, and one part
+ * of the matrix's columns where they can be shared out. */
+static inline uint32_t mimo_fuse_width(const uint32_t *dim, uint32_t ranks)
+{
+    const uint32_t K = dim[0] * dim[1];
+    return K % (32 * ranks) == 0 ? K / ranks : K;
+}
+
 /* The part of a model that one of `world` ranks has: query heads, widths of MLPs and the head's vocabulary divided; key
  * heads divided, or one of them that several ranks have. Routers and norms are every rank's. MIMO_ERR_UNSUPPORTED names
  * what does not divide. */

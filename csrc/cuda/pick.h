@@ -22,6 +22,7 @@ typedef struct mimo_gpu {
     uint32_t sms;          /* CTAs, one on each SM */
     uint32_t shared_bytes; /* that a CTA may have */
     uint32_t l2_bytes;
+    uint32_t ranks; /* GPUs that share the model, this one included */
 } mimo_gpu;
 
 /* Shared memory of a CTA. */

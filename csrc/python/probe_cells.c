@@ -65,7 +65,7 @@ static void add_op(mimo_probe_cells *c, uint32_t *last, uint8_t tape, uint32_t i
         ADD(EMBED, product(T, H));
         break;
     case MIMO_OP_DRAFT_FUSE:
-        ADD(PROJECT, product(H, d[0] * H));
+        ADD(PROJECT, product(H, mimo_fuse_width(d, c->model->gpu.ranks)));
         ADD(REDUCE, product(T, H));
         break;
     case MIMO_OP_DRAFT_CONTEXT:

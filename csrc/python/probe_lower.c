@@ -111,11 +111,13 @@ static PyObject *lower(PyObject *module, PyObject *args)
     const mimo_engine *engine = mimo_python_engine(owner);
     if (engine == NULL)
         return NULL;
+    if (world == 0)
+        return PyErr_Format(PyExc_ValueError, "world: expected 1 or more ranks, found 0");
     mimo_error err = {0};
     lowered *l;
     if (mimo_alloc_array(&l, 1, sizeof *l, "queues", &err) != MIMO_OK)
         return mimo_python_raise(&err);
-    l->model.gpu = (mimo_gpu){.sms = sms, .shared_bytes = shared, .l2_bytes = l2};
+    l->model.gpu = (mimo_gpu){.sms = sms, .shared_bytes = shared, .l2_bytes = l2, .ranks = world};
     if (lower_engine(l, engine, world, &err) != MIMO_OK) {
         mimo_free(l);
         return mimo_python_raise(&err);
@@ -125,13 +127,16 @@ static PyObject *lower(PyObject *module, PyObject *args)
     return PyCapsule_New(l, capsule_name, destroy);
 }
 
+/* (name, layer, dimensions, tile_rows, tiles, splits, k_split, k_page, tile_pages, page_bytes) of each operation. */
 static PyObject *shapes_of(const lowered *l, uint32_t which)
 {
     const uint32_t count = l->plan[which].count;
     PyObject *list = PyList_New((Py_ssize_t)count);
     for (uint32_t i = 0; list != NULL && i < count; i++) {
         const mimo_tile_shape *s = &l->model.q.shape[which][i];
-        PyObject *item = Py_BuildValue("(sIIIIIII)", mimo_op_infos[l->plan[which].op[i].code].name, s->tile_rows,
+        const mimo_op *op = &l->plan[which].op[i];
+        PyObject *item = Py_BuildValue("(sI(IIIIII)IIIIIII)", mimo_op_infos[op->code].name, op->layer, op->dim[0],
+                                       op->dim[1], op->dim[2], op->dim[3], op->dim[4], op->dim[5], s->tile_rows,
                                        s->tiles, s->splits, s->k_split, s->k_page, s->tile_pages, s->page_bytes);
         if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) {
             Py_DECREF(list);
@@ -141,7 +146,20 @@ static PyObject *shapes_of(const lowered *l, uint32_t which)
     return list;
 }
 
-/* queue_tables(queues) -> dict: tasks uint8 [n, 64], begin uint32 [sms + 1], shapes of both tapes, sizes. */
+static PyObject *kinds(void)
+{
+    static const char *const name[MIMO_TILE_KINDS] = {
+#define MIMO_TILE(kind, text, ...) text,
+#include "cuda/tiles.def"
+#undef MIMO_TILE
+    };
+    PyObject *list = PyList_New(MIMO_TILE_KINDS);
+    for (Py_ssize_t i = 0; list != NULL && i < MIMO_TILE_KINDS; i++)
+        PyList_SetItem(list, i, PyUnicode_FromString(name[i]));
+    return list;
+}
+
+/* queue_tables(queues) -> dict: tasks uint8 [n, 64], begin uint32 [sms + 1], shapes of both tapes, kinds, sizes. */
 static PyObject *queue_tables(PyObject *module, PyObject *capsule)
 {
     (void)module;
@@ -151,13 +169,13 @@ static PyObject *queue_tables(PyObject *module, PyObject *capsule)
     const mimo_queues *q = &l->model.q;
     PyObject *draft = l->model.has_draft ? shapes_of(l, MIMO_TAPE_DRAFT) : PyList_New(0);
     return Py_BuildValue(
-        "{sNsNsNsNsIsIsIsIsIsKsKsKsKsK}", "tasks", array_of(q->task, (size_t)q->tasks * sizeof *q->task, NPY_UINT8),
-        "begin", array_of(q->begin, (size_t)q->sms + 1, NPY_UINT32), "shapes", shapes_of(l, MIMO_TAPE_TARGET),
-        "draft_shapes", draft, "counters", q->counters, "spans", q->spans, "columns", q->columns, "ring_pages",
-        q->shared.ring_pages, "activation_bytes", q->shared.activation_bytes, "partial_floats",
-        (unsigned long long)q->partial_floats, "attend_floats", (unsigned long long)q->attend_floats, "u_elements",
-        (unsigned long long)q->u_elements, "a_elements", (unsigned long long)q->a_elements, "q_elements",
-        (unsigned long long)q->q_elements);
+        "{sNsNsNsNsNsIsIsIsIsIsKsKsKsKsK}", "kinds", kinds(), "tasks",
+        array_of(q->task, (size_t)q->tasks * sizeof *q->task, NPY_UINT8), "begin",
+        array_of(q->begin, (size_t)q->sms + 1, NPY_UINT32), "shapes", shapes_of(l, MIMO_TAPE_TARGET), "draft_shapes",
+        draft, "counters", q->counters, "spans", q->spans, "columns", q->columns, "ring_pages", q->shared.ring_pages,
+        "activation_bytes", q->shared.activation_bytes, "partial_floats", (unsigned long long)q->partial_floats,
+        "attend_floats", (unsigned long long)q->attend_floats, "u_elements", (unsigned long long)q->u_elements,
+        "a_elements", (unsigned long long)q->a_elements, "q_elements", (unsigned long long)q->q_elements);
 }
 
 /* queue_run(queues, tasks, begin, seed, orders, steps, first_step, bug) -> (what went wrong or None, events, pages,

@@ -281,7 +281,8 @@ def bytes_by_sm(queues: Queues, chosen: NDArray[np.intp]) -> NDArray[np.float64]
 def test_a_rank_of_pro_is_balanced(engines: Callable[[str], Any]) -> None:
     queues = Queues(engines("pro"), 132, world=8)
     static = queues.tasks["load_wait"] == NO_COUNTER
-    assert bytes_by_sm(queues, np.flatnonzero(static)).max() < 1.04 * bytes_by_sm(queues, np.flatnonzero(static)).mean()
+    whole = bytes_by_sm(queues, np.flatnonzero(static))
+    assert whole.max() < 1.06 * whole.mean()
     for signal in np.unique(queues.tasks["signal"][static & (queues.tasks["pages"] > 0)]):
         each = bytes_by_sm(queues, np.flatnonzero(queues.tasks["signal"] == signal))
         assert each.max() <= 1.2 * each.mean() or each.max() < 2**17, KINDS[
@@ -296,7 +297,7 @@ def test_weights_are_not_padded_much(engines: Callable[[str], Any]) -> None:
         "qkv": attention * 6144, "out_proj": 6144 * 2048 * 2, "dense_up": 2 * 2048 * 6144, "dense_down": 6144 * 2048,
         "route": 384 * 6144 * 4, "expert_up": 512 * 6144 * 17 / 32, "expert_down": 6144 * 256 * 17 / 32, "head": 19072 * 6144 * 2,
     }  # fmt: skip
-    for name, _, tiles, splits, _, _, tile_pages, page_bytes in queues.tables["shapes"]:
+    for name, _, _, _, tiles, splits, _, _, tile_pages, page_bytes in queues.tables["shapes"]:
         if tiles:
             stored = tiles * tile_pages * page_bytes * (1 if name.startswith("expert") else splits)
             assert exact[name] <= stored < 1.03 * exact[name], name
