@@ -49,7 +49,7 @@ void mimo_queues_release(mimo_queues *queues);
 static inline uint32_t mimo_fuse_width(const uint32_t *dim, uint32_t ranks)
 {
     const uint32_t K = dim[0] * dim[1];
-    return K % (32 * ranks) == 0 ? K / ranks : K;
+    return ranks > 1 && K % (32 * ranks) == 0 ? K / ranks : K;
 }
 
 /* The part of a model that one of `world` ranks has: query heads, widths of MLPs and the head's vocabulary divided; key

@@ -338,8 +338,9 @@ static bool names_none(const mimo_tile_task *k)
 {
     const bool rows_of_p = k->kind == MIMO_TILE_HEADS;
     const bool alone = k->kind == MIMO_TILE_CHOOSE || k->kind == MIMO_TILE_ACCEPT || k->kind == MIMO_TILE_PROPOSE;
-    if ((alone && (k->first != 0 || k->count != 0 || (k->splits != 1 && k->kind != MIMO_TILE_CHOOSE))) ||
-        ((alone || rows_of_p) && k->split != 0))
+    if ((alone || rows_of_p) && k->split != 0)
+        return false;
+    if (alone && (k->first != 0 || k->count != 0 || (k->splits != 1 && k->kind != MIMO_TILE_CHOOSE)))
         return false;
     return k->tile_rows == 0 && k->tile_pages == 0 && k->page == 0 && k->pages == 0 && k->page_bytes == 0 &&
            k->expert_pages == 0 && k->k_page == 0 && (rows_of_p || (k->k_first == 0 && k->k_count == 0));
