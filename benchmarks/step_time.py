@@ -21,6 +21,7 @@ Assumptions (each an option):
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -87,6 +88,8 @@ class Stage:
     """What the busiest SM reads, relative to the mean."""
     experts: int = 0
     top_k: int = 0
+    tiles: int = 0
+    """Tiles of an expert in expert_up, where units of all experts are dealt out."""
     kv_width: int = 0
     """Bytes of keys and values of a position."""
     window: int = 0
@@ -140,6 +143,10 @@ def lowered(engine: Any, gpu: Gpu, ranks: int = RANKS) -> Rank:
         stage = Stage(tables["kinds"][kind[mine[0]]], name, layer, bool(tape[mine[0]]), 0.0)
         if stage.kind in ("expert_up", "expert_down"):
             stage = replace(stage, bytes=float(tiles * tile_pages * page_bytes), experts=dim[2], top_k=dim[3])
+            if stage.kind == "expert_up":
+                stage = replace(stage, tiles=tiles)
+            else:  # each task reads its rows of all chosen experts
+                stage = replace(stage, uneven=-(-len(mine) // gpu.sms) * gpu.sms / len(mine))
             weights += stage.bytes * stage.experts
         elif stage.kind == "attend":
             stage = replace(stage, kv_width=2 * dim[1] * (dim[2] + dim[3]), window=dim[4])
@@ -159,6 +166,14 @@ def stage_bytes(stage: Stage, rows: int, assume: Assumptions) -> float:
     if stage.kv_width:
         return stage.kv_width * float(min(stage.window + rows - 1, assume.context) if stage.window else assume.context)
     return stage.bytes
+
+
+def uneven(stage: Stage, rows: int, gpu: Gpu, assume: Assumptions) -> float:
+    """What the busiest SM reads in a step of `rows` rows, relative to the mean."""
+    if not stage.tiles:
+        return stage.uneven
+    units = union(stage.experts, stage.top_k, rows, assume.overlap) * stage.tiles
+    return math.ceil(units / gpu.sms) * gpu.sms / units
 
 
 def wait_of(stage: Stage, assume: Assumptions) -> float:
