@@ -229,7 +229,39 @@ done:
     return result;
 }
 
+/* pick(what, rows, K, format, experts, top_k, sms, shared_bytes) -> (tile_rows, tiles, splits, k_split, k_page,
+ * tile_pages, page_bytes, expert_pages, activation_bytes) of "split", "whole", "paired", "up" or "down"; format:
+ * mimo_format. */
+static PyObject *pick(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *what;
+    unsigned int format;
+    mimo_tile_matrix m = {0};
+    mimo_gpu gpu = {.ranks = 1};
+    if (!PyArg_ParseTuple(args, "sIIIIIII:pick", &what, &m.rows, &m.K, &format, &m.experts, &m.top_k, &gpu.sms,
+                          &gpu.shared_bytes))
+        return NULL;
+    m.format = (mimo_format)format;
+    m.paired = strcmp(what, "paired") == 0 || strcmp(what, "up") == 0;
+    m.whole = strcmp(what, "split") != 0;
+    mimo_shared shared;
+    mimo_tile_shape s = {0};
+    mimo_error err = {0};
+    if (mimo_pick_shared(&shared, &gpu, m.whole ? m.K : 1024, &err) != MIMO_OK)
+        return mimo_python_raise(&err);
+    if (strcmp(what, "up") == 0)
+        mimo_pick_expert_up(&s, &m, &gpu);
+    else if (strcmp(what, "down") == 0)
+        mimo_pick_expert_down(&s, &m, &gpu);
+    else
+        mimo_pick_matrix(&s, &m, &gpu, &shared);
+    return Py_BuildValue("(IIIIIIIII)", s.tile_rows, s.tiles, s.splits, s.k_split, s.k_page, s.tile_pages, s.page_bytes,
+                         s.expert_pages, shared.activation_bytes);
+}
+
 PyMethodDef mimo_probe_lower_methods[] = {
+    {"pick", pick, METH_VARARGS, "what, rows, K, format, experts, top_k, sms, shared_bytes -> shape"},
     {"moe_sort", moe_sort, METH_VARARGS, "chosen, weight, order -> (expert, begin, row, weight)"},
     {"lower", lower, METH_VARARGS, "engine, sms, shared_bytes, l2_bytes, world -> queues"},
     {"queue_tables", queue_tables, METH_O, "queues -> dict"},
