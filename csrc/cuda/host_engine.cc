@@ -75,12 +75,12 @@ struct ring_type {
 };
 
 struct cta_type {
-    mimo_host_machine *host;
-    uint32_t index, step, end;
-    mimo_host_team own;
-    ring_type pages;
+    mimo_host_machine *host = nullptr;
+    uint32_t index = 0, step = 0, end = 0;
+    mimo_host_team own = {};
+    ring_type pages = {};
     pthread_t thread[2];
-    uint32_t threads;
+    uint32_t threads = 0;
 
     uint32_t number() const
     {

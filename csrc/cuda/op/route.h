@@ -105,6 +105,7 @@ template <class Team> MIMO_BODY inline void mimo_cuda_group_rows(const Team &tea
     });
     team.sync();
     team.threads(n, [&](uint32_t at) {
+        /* cppcheck-suppress arrayIndexOutOfBoundsCond ; at < n, which cppcheck cannot see */
         if (at > 0 && r->owner[at] == r->owner[at - 1])
             return;
         uint32_t index = 0;
