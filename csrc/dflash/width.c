@@ -55,6 +55,15 @@ void mimo_times_observe(mimo_times *times, size_t rows, double seconds)
     times->drift[rows] *= gain;
 }
 
+double mimo_least_time(double *least, double seconds)
+{
+    if (*least == 0.0 || seconds < *least)
+        *least = seconds;
+    else
+        *least += (seconds - *least) / 64;
+    return *least;
+}
+
 /* ---- trust ---- */
 
 static const float prior_weight = 4.0f;

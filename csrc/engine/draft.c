@@ -272,6 +272,16 @@ static size_t most_rows(const mimo_engine *engine, const mimo_job *job)
     return mimo_min(B, mimo_min(job->room, job->limit - job->known));
 }
 
+/* Seconds that this round's drafts are to be judged by. One that was held up, or that follows a pause and finds cold
+ * caches and much context to take in, says little of the next. */
+static double draft_cost(mimo_engine *engine, size_t asked, size_t slots)
+{
+    if (asked == 0)
+        return engine->draft_seconds;
+    const bool is_long = slots >= engine->draft->config.short_block;
+    return mimo_least_time(&engine->drafting.least_time[is_long][asked], engine->draft_seconds);
+}
+
 void mimo_draft_round(mimo_engine *engine)
 {
     mimo_job *deciding[MIMO_SLOTS_JOBS], *asking[MIMO_SLOTS_JOBS];
@@ -324,7 +334,8 @@ void mimo_draft_round(mimo_engine *engine)
     if (any)
         engine->draft_seconds = mimo_clock_seconds() - begin;
     others = mimo_min(others, MIMO_STEP_ROWS - count);
-    const double gain = mimo_width_choose(bid, count, others, room, &engine->times, engine->draft_seconds);
+    const double cost = draft_cost(engine, asked, slots);
+    const double gain = mimo_width_choose(bid, count, others, room, &engine->times, cost);
     for (size_t i = 0; i < count; i++)
         deciding[i]->rows = bid[i].rows;
     for (size_t i = 0; i < asked; i++)

@@ -365,6 +365,22 @@ static PyObject *patience(PyObject *module, PyObject *args)
     return out;
 }
 
+/* least_time(seconds [n]) -> [n] the least lately after each. */
+static PyObject *least_time(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *seconds_object;
+    if (!PyArg_ParseTuple(args, "O:least_time", &seconds_object))
+        return NULL;
+    PyArrayObject *seconds = mimo_python_array(seconds_object, NPY_DOUBLE, 1, "seconds");
+    PyObject *out = seconds != NULL ? PyList_New(PyArray_DIM(seconds, 0)) : NULL;
+    double least = 0.0;
+    for (npy_intp i = 0; out != NULL && i < PyArray_DIM(seconds, 0); i++)
+        PyList_SetItem(out, i, PyFloat_FromDouble(mimo_least_time(&least, ((const double *)PyArray_DATA(seconds))[i])));
+    Py_XDECREF((PyObject *)seconds);
+    return out;
+}
+
 PyMethodDef mimo_probe_dflash_methods[] = {
     {"noise_counter", noise_counter, METH_VARARGS, "noise_counter(purpose, stream, position, token) -> counter"},
     {"uniform", uniform, METH_VARARGS, "uniform(purpose, seed, stream, position) -> float"},
@@ -375,6 +391,7 @@ PyMethodDef mimo_probe_dflash_methods[] = {
     {"look_up", look_up, METH_VARARGS, "look_up(tokens, known, n) -> [(length, place, drafts)]"},
     {"step_times", times, METH_VARARGS, "step_times(measured, observed) -> [129] float64"},
     {"widths", widths, METH_VARARGS, "widths(chance, least, others, room, seconds, draft_seconds) -> (rows, gain)"},
+    {"least_time", least_time, METH_VARARGS, "least_time(seconds) -> [the least lately after each]"},
     {"patience", patience, METH_VARARGS, "patience(gains) -> [whether each round drafted]"},
     {"trust", trust, METH_VARARGS, "trust(origin, grades, drafts, tokens) -> rates [slots, 8]"},
     {NULL, NULL, 0, NULL},

@@ -127,3 +127,8 @@ def test_drafting_that_does_not_pay_is_tried_ever_more_rarely() -> None:
     gains = np.full(300, 0.5)
     gains[tried[4]] = 1.2  # it paid once, by much
     assert _probe.patience(gains)[tried[4] + 1]
+
+
+def test_a_time_that_was_held_up_counts_little() -> None:
+    assert _probe.least_time(np.array([3.0, 1.0, 1.0, 9.0])) == [3.0, 1.0, 1.0, 1.125]
+    assert _probe.least_time(np.array([1.0, *[2.0] * 500]))[-1] == pytest.approx(2.0, abs=1e-3)
