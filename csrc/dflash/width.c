@@ -55,13 +55,15 @@ void mimo_times_observe(mimo_times *times, size_t rows, double seconds)
     times->drift[rows] *= gain;
 }
 
-double mimo_least_time(double *least, double seconds)
+double mimo_usual_time(double *usual, double seconds)
 {
-    if (*least == 0.0 || seconds < *least)
-        *least = seconds;
+    if (*usual == 0.0)
+        *usual = seconds;
+    else if (seconds > *usual)
+        *usual = seconds < *usual * 17 / 16 ? seconds : *usual * 17 / 16;
     else
-        *least += (seconds - *least) / 64;
-    return *least;
+        *usual = seconds > *usual * 16 / 17 ? seconds : *usual * 16 / 17;
+    return *usual;
 }
 
 /* ---- trust ---- */

@@ -28,9 +28,8 @@ void mimo_times_init(mimo_times *times, const double *measured);
 double mimo_times_of(const mimo_times *times, size_t rows);
 void mimo_times_observe(mimo_times *times, size_t rows, double seconds);
 
-/* Takes in one more time of something and returns what it costs when nothing is in its way: the least lately. 0: none
- * was seen yet. */
-double mimo_least_time(double *least, double seconds);
+/* Takes in one more time of something and returns what it usually takes, near the median of late ones. 0: none yet. */
+double mimo_usual_time(double *usual, double seconds);
 
 /* ---- trust ---- */
 

@@ -279,7 +279,7 @@ static double draft_cost(mimo_engine *engine, size_t asked, size_t slots)
     if (asked == 0)
         return engine->draft_seconds;
     const bool is_long = slots >= engine->draft->config.short_block;
-    return mimo_least_time(&engine->drafting.least_time[is_long][asked], engine->draft_seconds);
+    return mimo_usual_time(&engine->drafting.usual_time[is_long][asked], engine->draft_seconds);
 }
 
 void mimo_draft_round(mimo_engine *engine)

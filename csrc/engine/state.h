@@ -31,7 +31,7 @@ typedef struct mimo_drafting {
     uint32_t anchor[MIMO_SLOTS_JOBS], position[MIMO_SLOTS_JOBS];
     mimo_kv *kv[MIMO_SLOTS_JOBS];
     size_t slots;
-    double least_time[2][MIMO_SLOTS_JOBS + 1]; /* seconds of drafting short and long blocks for so many jobs */
+    double usual_time[2][MIMO_SLOTS_JOBS + 1]; /* seconds of drafting short and long blocks for so many jobs */
 } mimo_drafting;
 
 /* The KV cache of a finished job, kept for a prompt that begins alike. */

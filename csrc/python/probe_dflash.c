@@ -365,18 +365,18 @@ static PyObject *patience(PyObject *module, PyObject *args)
     return out;
 }
 
-/* least_time(seconds [n]) -> [n] the least lately after each. */
-static PyObject *least_time(PyObject *module, PyObject *args)
+/* usual_time(seconds [n]) -> [n] what is usual after each. */
+static PyObject *usual_time(PyObject *module, PyObject *args)
 {
     (void)module;
     PyObject *seconds_object;
-    if (!PyArg_ParseTuple(args, "O:least_time", &seconds_object))
+    if (!PyArg_ParseTuple(args, "O:usual_time", &seconds_object))
         return NULL;
     PyArrayObject *seconds = mimo_python_array(seconds_object, NPY_DOUBLE, 1, "seconds");
     PyObject *out = seconds != NULL ? PyList_New(PyArray_DIM(seconds, 0)) : NULL;
-    double least = 0.0;
+    double usual = 0.0;
     for (npy_intp i = 0; out != NULL && i < PyArray_DIM(seconds, 0); i++)
-        PyList_SetItem(out, i, PyFloat_FromDouble(mimo_least_time(&least, ((const double *)PyArray_DATA(seconds))[i])));
+        PyList_SetItem(out, i, PyFloat_FromDouble(mimo_usual_time(&usual, ((const double *)PyArray_DATA(seconds))[i])));
     Py_XDECREF((PyObject *)seconds);
     return out;
 }
@@ -391,7 +391,7 @@ PyMethodDef mimo_probe_dflash_methods[] = {
     {"look_up", look_up, METH_VARARGS, "look_up(tokens, known, n) -> [(length, place, drafts)]"},
     {"step_times", times, METH_VARARGS, "step_times(measured, observed) -> [129] float64"},
     {"widths", widths, METH_VARARGS, "widths(chance, least, others, room, seconds, draft_seconds) -> (rows, gain)"},
-    {"least_time", least_time, METH_VARARGS, "least_time(seconds) -> [the least lately after each]"},
+    {"usual_time", usual_time, METH_VARARGS, "usual_time(seconds) -> [what is usual after each]"},
     {"patience", patience, METH_VARARGS, "patience(gains) -> [whether each round drafted]"},
     {"trust", trust, METH_VARARGS, "trust(origin, grades, drafts, tokens) -> rates [slots, 8]"},
     {NULL, NULL, 0, NULL},
