@@ -152,8 +152,8 @@ class QatTrainer:
                         saved = time.monotonic()
             finally:
                 self.save()
-                folder = self.weights.write(self.out / MODEL)
-        return folder
+                self.weights.write(self.out / MODEL)
+        return self.out / MODEL
 
     def progress(self) -> float:
         """0 at the start of the schedule, 1 at its end."""
