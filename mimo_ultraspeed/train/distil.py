@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .network import Network
 
@@ -47,23 +47,35 @@ def distance(
     sums = torch.zeros(3, dtype=torch.float64, device=ids.device)
     for at in range(0, len(targets), _ROWS):
         rows = slice(at, at + _ROWS)
-        part: tuple[Tensor, Tensor] = checkpoint(
-            _part, last[0][rows], heads[0], last[1][rows], heads[1], targets[rows], use_reentrant=False
-        )
+        part: tuple[Tensor, Tensor] = _Part.apply(last[0][rows], heads[0], last[1][rows], heads[1], targets[rows])
         kl, sums = kl + part[0], sums + part[1]
     nll, right_nll, same = sums.tolist()
     return Distance(targets.numel(), kl, _hidden(right[1], found[1]), int((targets >= 0).sum()), nll, right_nll, int(same))
 
 
-def _part(right: Tensor, right_head: Tensor, found: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    p = torch.log_softmax(right @ right_head.T, -1)
-    q = torch.log_softmax(found @ head.T, -1)
-    with torch.no_grad():
+class _Part(torch.autograd.Function):
+    """KL and counts of some rows; the gradient of KL is found with it, while the probabilities are there."""
+
+    @staticmethod
+    def forward(ctx: Any, right: Tensor, right_head: Tensor, found: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        p = torch.log_softmax(right @ right_head.T, -1)
+        q = torch.log_softmax(found @ head.T, -1)
         told = targets >= 0
         at = targets.clamp(min=0)[:, None]
         nll, right_nll = (-(one.gather(1, at)[:, 0] * told).double().sum() for one in (q, p))
-        same = (p.argmax(1) == q.argmax(1)).double().sum()
-    return (p.exp() * (p - q)).sum(), torch.stack([nll, right_nll, same])
+        sums = torch.stack([nll, right_nll, (p.argmax(1) == q.argmax(1)).double().sum()])
+        ctx.mark_non_differentiable(sums)
+        share = p.exp()
+        kl = torch.linalg.vecdot(share, p.sub_(q)).sum()
+        if any(ctx.needs_input_grad):
+            slope = q.exp_().sub_(share)  # of KL by the logits
+            ctx.save_for_backward(slope @ head, slope.T @ found if ctx.needs_input_grad[3] else None)
+        return kl, sums
+
+    @staticmethod
+    def backward(ctx: Any, kl: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        by_found, by_head = ctx.saved_tensors
+        return None, None, kl * by_found, None if by_head is None else kl * by_head, None
 
 
 def _hidden(right: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
