@@ -27,10 +27,14 @@ class Features:
     """Taps by sequence: [T, m * H] float16, the residual stream after each tapped layer, side by side."""
 
     def __init__(self, model: Model, taps: Sequence[int], folder: str | Path) -> None:
-        """folder: where they are kept; files of other taps or models lie beside them."""
+        """folder: where they are kept; files of other taps or models lie beside them.
+
+        Weights are told apart by the sizes and times of their files: a model that was made again is another model.
+        """
         self._model, self._taps = model, list(taps)
-        source = f"{model.checkpoint.folder.resolve()} {model.precision}"
-        name = hashlib.sha256(source.encode()).hexdigest()[:8] + "-" + "-".join(map(str, taps))
+        found = [(path.resolve(), path.stat()) for path in model.checkpoint.files]
+        source = [model.precision, *(f"{path} {state.st_size} {state.st_mtime_ns}" for path, state in found)]
+        name = hashlib.sha256("\n".join(source).encode()).hexdigest()[:8] + "-" + "-".join(map(str, taps))
         self._folder = Path(folder) / name
         self._folder.mkdir(parents=True, exist_ok=True)
 
