@@ -82,6 +82,11 @@ def _add_drafter(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--data", required=True, metavar="FOLDER", help="answers, as `train data` makes them; new ones are taken up"
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoint and log go; goes on from what is there")
+    parser.add_argument(
+        "--start",
+        metavar="RUN",
+        help="begin with the drafter of this run (folder or checkpoint): for a target that has changed",
+    )
     parser.add_argument("--cache", metavar="FOLDER", help="where the target's hidden states are kept (default: taps/ in the data)")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, metavar="N", help="length of the run; the same seed and data give the same drafter")
@@ -94,7 +99,7 @@ def _add_drafter(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--loss", default="ce=0.5,kl=0.5", metavar="MIX", help="of ce, kl and tv (default ce=0.5,kl=0.5)")
     parser.add_argument("--weights", choices=("dpace", "exp", "even"), default="dpace", help="of slots (default dpace)")
     parser.add_argument("--taps", metavar="LAYERS", help="target layers to look at, such as 2,9,16,23,29 (default: five, evenly)")
-    parser.add_argument("--markov-rank", type=int, default=64, metavar="R", help="of the Markov head, 0 is none (default 64)")
+    parser.add_argument("--markov-rank", type=int, metavar="R", help="of the Markov head, 0 is none (default 64)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads; changes the speed alone (default 2)")
     parser.add_argument("--device-torch", default="cpu", metavar="DEVICE", help="where torch computes (default cpu)")
     add_model(parser)
@@ -122,11 +127,16 @@ def _drafter(args: argparse.Namespace) -> int:
         weights=args.weights,
         workers=args.workers,
         device=args.device_torch,
+        short=TrainOptions.short if args.start is None else 0.0,
     )
+    start = None if args.start is None else _checkpoint(args.start)
+    if start is not None and (args.taps, args.markov_rank) != (None, None):
+        raise ValueError("start: expected taps and the rank of the Markov head to be that run's, found --taps or --markov-rank")
     with load(args) as model:
         taps = None if args.taps is None else _taps(args.taps, model.config.num_hidden_layers)
-        config = default_config(model.config, taps=taps, markov_rank=args.markov_rank)
-        trainer = Trainer(model, args.data, args.out, options, config=config, cache=args.cache)
+        rank = {} if args.markov_rank is None else {"markov_rank": args.markov_rank}
+        config = default_config(model.config, taps=taps, **rank)
+        trainer = Trainer(model, args.data, args.out, options, config=config, start=start, cache=args.cache)
         try:
             trainer.run()
         finally:

@@ -34,6 +34,7 @@ from .start import default_config, frequent_tokens, starting_parameters, tap_rms
 from .target import TargetWeights
 
 if TYPE_CHECKING:
+    from ..config import ModelConfig
     from ..model import Model
 
 __all__ = ["CHECKPOINT", "LOG", "TrainOptions", "Trainer", "load_training"]
@@ -134,16 +135,23 @@ class Trainer:
         options: TrainOptions,
         *,
         config: DrafterConfig | None = None,
+        start: str | Path | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        """data: folder of answers. cache: folder for taps; default: beside the answers."""
+        """data: folder of answers. start: checkpoint of another run, whose drafter (the moving average) a new run begins with
+        instead of one of `config`. cache: folder for taps; default: beside the answers.
+
+        Raises CheckpointError when `start` is of a drafter for another shape of model, ValueError for a folder without answers.
+        """
         self.options, self.out, self._data = options, Path(out), Path(data)
         if not any(self._data.glob("answers-*.jsonl")):
             raise ValueError(f"{self._data}: expected answers to train on, found none")
         self.out.mkdir(parents=True, exist_ok=True)
         saved = load_training(self.out / CHECKPOINT) if (self.out / CHECKPOINT).exists() else None
-        if saved is not None:
-            config = DrafterConfig(**saved["config"])
+        begun = load_training(start) if saved is None and start is not None else None
+        if (known := saved or begun) is not None:
+            config = DrafterConfig(**known["config"])
+            _check_target(config, model.config, self.out / CHECKPOINT if begun is None else Path(str(start)))
         self.config = default_config(model.config) if config is None else config
         self._device = torch.device(options.device)
         self._features = Features(model, self.config.taps, self._data / "taps" if cache is None else cache)
@@ -155,7 +163,7 @@ class Trainer:
         self.seconds = 0.0
         weights = TargetWeights(model.checkpoint)
         if saved is None:
-            self._begin(weights)
+            self._begin(weights, begun)
         else:
             self._go_on(saved)
         embedding, head = torch.from_numpy(weights.embedding()), torch.from_numpy(weights.head())
@@ -229,10 +237,15 @@ class Trainer:
 
     # ---- beginnings ----
 
-    def _begin(self, weights: TargetWeights) -> None:
+    def _begin(self, weights: TargetWeights, begun: Mapping[str, Any] | None) -> None:
         self._look_for_data()
         if not self._records:
             raise ValueError(f"{self._data}: expected answers to train on, found none")
+        if begun is not None:
+            self.head_ids, self.rms = begun["head_ids"].numpy(), begun["tap_rms"].numpy()
+            self._take(begun["ema"])
+            self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
+            return
         pairs = ((record["prompt"], record["answer"]) for record in self._records)
         self.head_ids = frequent_tokens(pairs, self.config.head_size, self.config.vocab_size)
         chosen = random.Random(self.options.seed).sample(self._records, min(_SCALE_SEQUENCES, len(self._records)))
@@ -392,6 +405,13 @@ class _Window:
             tried = sum(int(part.tried[slot]) for part in parts if len(part.tried) > slot)
             row[f"slot{slot + 1}"] = f"{right / tried:.4f}" if tried else ""
         return row
+
+
+def _check_target(config: DrafterConfig, target: ModelConfig, path: Path) -> None:
+    wanted = {"hidden_size": target.hidden_size, "vocab_size": target.vocab_size, "num_target_layers": target.num_hidden_layers}
+    for name, value in wanted.items():
+        if (found := getattr(config, name)) != value:
+            raise CheckpointError(f"{path}: expected a drafter for {name} {value}, found one for {found}")
 
 
 def load_training(path: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mimo_ultraspeed as mu
+from mimo_ultraspeed.make import make
 
 torch = pytest.importorskip("torch", reason="not run: torch is not installed")
 
@@ -132,6 +133,25 @@ def test_labels_are_what_the_target_says_behind_each_row(
             assert previous[row, slot] == place.get(tokens[anchor + slot], -1)
             near = np.corrcoef(labels.target[row, slot].numpy(), said[anchor + slot])[0, 1]
             assert near > 0.99, (anchor, slot, near)
+
+
+def test_a_run_that_begins_with_another_runs_drafter(
+    tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any
+) -> None:
+    before = trained(tiny_model, answers_folder, tmp_path / "before", drafter_config)
+    start = tmp_path / "before" / CHECKPOINT
+    trainer = Trainer(tiny_model, answers_folder, tmp_path / "after", TrainOptions(**SETTINGS), start=start)
+    assert trainer.step == 0 and same(dict(trainer.parameters), before["ema"]) and trainer.config == drafter_config
+    assert same(torch.from_numpy(trainer.head_ids), before["head_ids"]) and same(torch.from_numpy(trainer.rms), before["tap_rms"])
+    trainer.run(progress=False)
+    after = load_training(tmp_path / "after" / CHECKPOINT)
+    assert after["step"] == 8 and not same(after["ema"], before["ema"])
+    other = make(tmp_path / "other", overrides={"num_hidden_layers": 3}, progress=False)
+    with (
+        mu.Model.from_pretrained(other, threads=1, progress=False) as model,
+        pytest.raises(mu.CheckpointError, match=f"{start}: expected a drafter for num_target_layers 3, found one for"),
+    ):
+        Trainer(model, answers_folder, tmp_path / "wrong", TrainOptions(**SETTINGS), start=start)
 
 
 def test_what_cannot_be_trained_is_refused(tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any) -> None:
