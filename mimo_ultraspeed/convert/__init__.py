@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .calibrate import DEFAULT_TOKENS, WINDOW, calibration
 from .delta import Delta, write_delta
 from .experts import is_mimo, round_experts
@@ -54,7 +57,8 @@ def convert(
       of them chosen, which computes the same up to the rounding to 4 bits.
     calibrate: texts (.txt, or .jsonl as `read_windows` takes it) on which experts are rounded for the outputs they have there;
       None rounds every weight to the nearest value. calibration_tokens: about as many are used, each text's share the same.
-    rounding: a file of `write_delta`: experts are rounded as it says, instead of being calibrated.
+    rounding: a file of `write_delta`: experts are rounded as it says, instead of being calibrated, and tensors that it changes
+      are changed.
     mxfp4: False leaves a Llama's experts unrounded, as `train qat` takes them.
     dtype: "bfloat16" or "float32", of a Llama's matrices that are not MXFP4; norms stay float32.
     `dest` must not exist or be empty; after an error nothing of it is left.
@@ -74,14 +78,22 @@ def convert(
     if not mxfp4 and (texts or rounding is not None or experts is None):
         raise ValueError("mxfp4: expected a Llama's experts to leave unrounded, found a conversion that rounds or has none")
     make: Calibrate | None = partial(calibration, texts, WINDOW, calibration_tokens) if texts else None
+    replaced: dict[str, NDArray[np.float32]] = {}
     if rounding is not None:
         stored = Delta(Path(rounding).expanduser())
-        make = lambda *_: stored  # noqa: E731
+        make, replaced = lambda *_: stored, stored.changed
     if is_mimo(source):
         if experts is not None:
             raise ValueError(f"experts: expected none to be asked for, as {source} has experts of its own, found {experts}")
         with _new_folder(dest) as folder:
-            round_experts(Path(source).expanduser(), folder, calibrate=make, max_shard_bytes=max_shard_bytes, progress=progress)
+            round_experts(
+                Path(source).expanduser(),
+                folder,
+                calibrate=make,
+                max_shard_bytes=max_shard_bytes,
+                progress=progress,
+                replaced=replaced,
+            )
         return folder
     model = open_source(source)
     if experts is not None:
@@ -98,6 +110,7 @@ def convert(
             progress=progress,
             calibrate=make,
             mxfp4=mxfp4,
+            replaced=replaced,
         )
     return folder
 

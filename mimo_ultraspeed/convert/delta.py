@@ -1,13 +1,15 @@
-"""A rounding as a small file: how it differs from rounding every weight to the nearest value.
+"""A rounding as a small file: how it differs from rounding every weight to the nearest value, and other tensors that were changed.
 
 Who has the unrounded weights knows where each lies between two values of the grid. A rounding that minds more than the single
 weight mostly takes one of these two, and the nearer one where the other is far. So weights are put in the order of how far they
 are from the middle between the two, and what is told of each (stay, go to the other, go the other way) is packed five to a
-byte and compressed: less than a bit per weight, where a code has four.
+byte and compressed: less than a bit per weight, where a code has four. Tensors beside experts that training has changed are kept
+as they are, in front.
 """
 
 from __future__ import annotations
 
+import json
 import lzma
 import struct
 import zlib
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from .. import _core
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..weights import split_reader
+from ..safetensors_write import bf16_from_f32, f32_from_bf16
+from ..weights import Weights, split_reader
 from .calibrate import Experts
 from .rounding import MX_BLOCK
 
@@ -40,7 +43,7 @@ _MOST_BYTES = 1 << 32  # of a file that is unpacked
 
 
 def write_delta(unrounded: Path, rounded: Path, dest: Path) -> int:
-    """Writes what makes of the checkpoint `unrounded`'s experts those of `rounded`, and returns the file's bytes.
+    """Writes what makes of the checkpoint `unrounded` the checkpoint `rounded`, and returns the file's bytes.
 
     Raises CheckpointError when `rounded` is no rounding of `unrounded`, OSError.
     """
@@ -52,7 +55,7 @@ def write_delta(unrounded: Path, rounded: Path, dest: Path) -> int:
         raise CheckpointError(f"{rounded}: expected a rounding of {unrounded}, found another model")
     readers = split_reader(first), split_reader(second)
     packed = lzma.LZMACompressor(lzma.FORMAT_XZ, filters=_FILTERS)
-    pieces = [_MAGIC]
+    pieces = [_MAGIC, packed.compress(_changed(first, second))]
     for layer in range(config.num_hidden_layers):
         if config.moe_layer_freq[layer]:
             before, after = (_read(read, layer, config.n_routed_experts) for read in readers)
@@ -76,6 +79,8 @@ class Delta:
             self._bytes = unpacked.decompress(raw[len(_MAGIC) :], _MOST_BYTES)
         except lzma.LZMAError as error:
             raise CheckpointError(f"{path}: expected a stored rounding, found damage: {error}") from None
+        self.changed = self._read_changed()
+        """Tensors that are no expert's and take these values, by whole name."""
 
     def dense(self, number: int, gate: Array, up: Array, down: Array) -> None:
         """Nothing is told of a layer without experts."""
@@ -87,6 +92,19 @@ class Delta:
             matrices = getattr(experts, part)
             found.append(np.split(self._apply(np.concatenate(matrices)), len(matrices)))
         return Experts(*found)
+
+    def _read_changed(self) -> dict[str, Array]:
+        (length,) = struct.unpack("<I", self._take(4))
+        found: dict[str, Array] = {}
+        try:
+            for name, (dtype, *shape) in json.loads(self._take(length)).items():
+                count = int(np.prod([int(size) for size in shape]))
+                raw = self._take(count * {"F32": 4, "BF16": 2}[dtype])
+                values = np.frombuffer(raw, np.float32) if dtype == "F32" else f32_from_bf16(np.frombuffer(raw, np.uint16))
+                found[name] = values.reshape(shape)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self._path}: expected a stored rounding, found damage: {error!r}") from None
+        return found
 
     def _apply(self, weights: Array) -> Array:
         crc, extra = struct.unpack("<II", self._take(8))
@@ -108,6 +126,23 @@ class Delta:
             raise CheckpointError(f"{self._path}: expected a rounding of more weights, found its end")
         self._at += count
         return taken
+
+
+def _changed(first: Checkpoint, second: Checkpoint) -> bytes:
+    """Tensors beside experts with other values in `second` than those of `first`, stored as there."""
+    before, after = (Weights(one.tensors, one.files) for one in (first, second))
+    listed, raws = {}, []
+    for tensor in second.tensors:
+        name = tensor.name.removeprefix("model.")
+        if ".experts." in name or tensor.dtype not in ("F32", "BF16"):
+            continue
+        raw = after.raw(name)
+        wanted = before[name] if tensor.dtype == "F32" else bf16_from_f32(np.ascontiguousarray(before[name]))
+        if raw.tobytes() != wanted.tobytes():
+            listed[tensor.name] = [tensor.dtype, *tensor.shape]
+            raws.append(raw.tobytes())
+    head = json.dumps(listed).encode()
+    return b"".join([struct.pack("<I", len(head)), head, *raws])
 
 
 def _read(read: Callable[[str], Array], layer: int, count: int) -> Experts:

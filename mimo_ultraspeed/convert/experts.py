@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..checkpoint import CONFIG, INDEX, Checkpoint
+from ..checkpoint import CONFIG, INDEX, Checkpoint, Tensor
 from ..config import ModelConfig
 from ..display import bar
 from ..errors import CheckpointError
-from ..safetensors_write import ShardWriter
+from ..safetensors_write import ShardWriter, bf16_from_f32
 from ..weights import Weights, split_reader
 from .calibrate import Experts, Rounder
 from .rounding import MX_BLOCK
@@ -45,13 +45,13 @@ def round_experts(
     calibrate: Callable[[Path, ModelConfig, Callable[[str], Array]], Rounder] | None,
     max_shard_bytes: int,
     progress: bool,
-    replaced: Mapping[str, NDArray[Any]] | None = None,
+    replaced: Mapping[str, Array] = {},
 ) -> None:
     """Fills the folder `dest`. calibrate: as in `write_checkpoint`; one layer's experts are in memory as float32 at a time.
 
-    replaced: tensors to write instead of the source's, by whole name, as they are stored.
+    replaced: values to write instead of the source's, by whole name, of tensors that are F32 or BF16.
 
-    Raises CheckpointError for a checkpoint without experts, or with experts that are MXFP4 already.
+    Raises CheckpointError for a checkpoint without experts, or with experts that are MXFP4 already, and for values that do not fit.
     """
     checkpoint = Checkpoint.open(source)
     config = checkpoint.config
@@ -76,12 +76,21 @@ def round_experts(
             writer.reserve(name, "U8", (tensor.shape[0], tensor.shape[1] // 2))
             writer.reserve(f"{name}_scale", "U8", (tensor.shape[0], tensor.shape[1] // MX_BLOCK))
         for tensor in kept:
-            fresh = (replaced or {}).get(tensor.name)
-            writer.write(tensor.name, weights.raw(tensor.name.removeprefix("model."), mapped=True) if fresh is None else fresh)
+            fresh = replaced.get(tensor.name)
+            raw = weights.raw(tensor.name.removeprefix("model."), mapped=True) if fresh is None else _as_stored(tensor, fresh)
+            writer.write(tensor.name, raw)
         with bar(progress, total=config.num_hidden_layers, desc="Rounding", unit="layer") as shown:
             for layer in range(config.num_hidden_layers):
                 _layer(writer, config, read, layer, calibration)
                 shown.update(1)
+
+
+def _as_stored(tensor: Tensor, values: Array) -> NDArray[Any]:
+    """The values in the tensor's format. CheckpointError when it has another shape, or is neither F32 nor BF16."""
+    if tensor.dtype not in ("F32", "BF16") or tuple(tensor.shape) != values.shape:
+        found = f"{tensor.dtype} {list(tensor.shape)}"
+        raise CheckpointError(f"{tensor.name}: expected F32 or BF16 {list(values.shape)} to give other values, found {found}")
+    return values if tensor.dtype == "F32" else bf16_from_f32(np.ascontiguousarray(values))
 
 
 def _layer(writer: ShardWriter, config: ModelConfig, read: Callable[[str], Array], layer: int, calibration: Rounder | None) -> None:

@@ -10,7 +10,7 @@ gains, `down` loses) and put in any order. See `balance_hidden_units`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,12 @@ def write_checkpoint(
     progress: bool,
     calibrate: Calibrate | None = None,
     mxfp4: bool = True,
+    replaced: Mapping[str, NDArray[np.float32]] = {},
 ) -> None:
-    """Fills the folder `dest`. dtype: "bfloat16" or "float32", of every matrix that is not MXFP4. mxfp4: experts are."""
+    """Fills the folder `dest`. dtype: "bfloat16" or "float32", of every matrix that is not MXFP4. mxfp4: experts are.
+
+    replaced: values to write instead of the source's, by name in the checkpoint, of what is no expert's.
+    """
     config = source.config
     model = _model_config(config, experts, dtype, mxfp4)
     # First: a tokenizer that cannot be rebuilt is found before the weights are written, and calibration reads texts with it.
@@ -88,7 +92,7 @@ def write_checkpoint(
             _reserve(writer, config, experts, stored, mxfp4)
             for name, shape in shapes.items():
                 if experts is None or ".mlp." not in name:
-                    writer.write(name, _encoded(source, name, shape, stored, bar))
+                    writer.write(name, _encoded(source, name, shape, stored, bar, replaced.get(name)))
                 elif name.endswith("gate_proj.weight"):  # the three matrices of a layer are balanced together
                     split = _split(source, name, experts)
                     if calibration is not None:
@@ -96,13 +100,15 @@ def write_checkpoint(
                     _write_experts(writer, name, split, None if mxfp4 else stored)
                     bar.advance(3 * int(np.prod(shape)))
             if experts is not None:
-                _write_routers(writer, config, experts)
+                _write_routers(writer, config, experts, replaced)
     finally:
         bar.close()
 
 
-def _encoded(source: Source, name: str, shape: tuple[int, ...], stored: str, bar: Progress) -> Iterator[NDArray[Any]]:
-    for piece in pieces(source, name, shape):
+def _encoded(
+    source: Source, name: str, shape: tuple[int, ...], stored: str, bar: Progress, given: NDArray[np.float32] | None
+) -> Iterator[NDArray[Any]]:
+    for piece in pieces(source, name, shape) if given is None else [given]:
         yield piece if len(shape) == 1 or stored == "F32" else bf16_from_f32(piece)
         bar.advance(piece.size)
 
@@ -187,10 +193,10 @@ def _write_experts(writer: ShardWriter, gate_name: str, split: Experts, stored: 
             writer.write(weight + "_scale", scales)
 
 
-def _write_routers(writer: ShardWriter, config: LlamaConfig, experts: int) -> None:
+def _write_routers(writer: ShardWriter, config: LlamaConfig, experts: int, replaced: Mapping[str, NDArray[np.float32]]) -> None:
     for layer in range(config.layers):
         gate = f"model.layers.{layer}.mlp.gate."
-        writer.write(gate + "weight", np.zeros((experts, config.hidden), np.float32))
+        writer.write(gate + "weight", replaced.get(gate + "weight", np.zeros((experts, config.hidden), np.float32)))
         writer.write(gate + "e_score_correction_bias", np.zeros(experts, np.float32))
 
 

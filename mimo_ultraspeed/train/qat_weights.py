@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from ..checkpoint import Checkpoint
 from ..convert.calibrate import Experts as Matrices
 from ..convert.experts import round_experts
 from ..errors import CheckpointError
-from ..safetensors_write import bf16_from_f32
 from ..weights import split_reader
 from .fake_quant import MX_BLOCK, best_exponents, quantised, quantised_at
 from .network import Experts, rest_of
@@ -96,7 +94,7 @@ class QatWeights:
         fresh = dest.with_name(dest.name + ".partial")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        replaced = {name: self._encoded(name, rest[name]) for name in rest.keys() & self.parameters.keys()}
+        replaced = {name: rest[name].cpu().numpy() for name in rest.keys() & self.parameters.keys()}
         given = _Given(experts)
         round_experts(
             self.source.folder, fresh, calibrate=lambda *_: given, max_shard_bytes=5 << 30, progress=False, replaced=replaced
@@ -163,10 +161,6 @@ class QatWeights:
         if self._stored[name].dtype == "F32":
             return value
         return value.detach().bfloat16().float() + (value - value.detach())
-
-    def _encoded(self, name: str, value: Tensor) -> NDArray[Any]:
-        whole = value.detach().cpu().numpy()
-        return whole if self._stored[name].dtype == "F32" else bf16_from_f32(whole)
 
 
 def _between(rounded: Tensor, source: Tensor) -> Tensor:
