@@ -1,0 +1,64 @@
+/* What the resident kernel and the host tell each other while it runs: tokens through a ring in the host's memory, a
+ * stop word, and a record of the first wait that took too long. Plain C and C++: the device, the host and a device that
+ * a test makes up read the same.
+ *
+ * A place of the ring is one word of 64 bits, written at once. Its highest bit is the parity of the lap in which it was
+ * written, 1 in the first one over zeros: a reader that knows how many it has read sees by it whether the next is
+ * there, and nothing is ever cleared. The kernel does not wait for room: the host lets it write no more tokens in a
+ * launch than the ring has places, and reads all of them before the next. */
+#ifndef MIMO_CUDA_MAIL_H
+#define MIMO_CUDA_MAIL_H
+
+#include <stdint.h>
+
+#include "base/target.h"
+
+enum {
+    MIMO_MAIL_TOKENS = 1 << 10, /* places of the ring */
+    MIMO_MAIL_NO_COUNTER = 0xffff
+};
+
+/* In the host's memory, seen by both. */
+typedef struct mimo_mail {
+    uint32_t stop;     /* the host's: not 0: the round that runs is the last */
+    uint32_t step[15]; /* [0] the kernel's: rounds over since the counters were zero; rest: its own line */
+    uint64_t token[MIMO_MAIL_TOKENS]; /* the ring */
+} mimo_mail;
+
+/* One token on its way: of a round that had `rows` rows and in which `accepted` drafts stood; `last` of that round. */
+typedef struct mimo_mail_token {
+    uint32_t token;
+    uint32_t accepted, rows, last;
+} mimo_mail_token;
+
+/* The number-th token since the ring was zeros, as a word. */
+static inline MIMO_HD uint64_t mimo_mail_word(mimo_mail_token t, uint32_t number)
+{
+    const uint64_t parity = (number / MIMO_MAIL_TOKENS & 1) ^ 1;
+    return parity << 63 | (uint64_t)(t.last & 1) << 48 | (uint64_t)(t.rows & 255) << 40 |
+           (uint64_t)(t.accepted & 255) << 32 | t.token;
+}
+
+/* Whether a word at its place is the number-th token's. */
+static inline MIMO_HD int mimo_mail_is(uint64_t word, uint32_t number)
+{
+    return (uint32_t)(word >> 63) == ((number / MIMO_MAIL_TOKENS & 1) ^ 1);
+}
+
+static inline MIMO_HD mimo_mail_token mimo_mail_read(uint64_t word)
+{
+    const mimo_mail_token t = {(uint32_t)word, (uint32_t)(word >> 32) & 255, (uint32_t)(word >> 40) & 255,
+                               (uint32_t)(word >> 48) & 1};
+    return t;
+}
+
+/* Of the first wait that took too long; all roles of all CTAs end when they see it. In the device's memory. */
+typedef struct mimo_mail_lost {
+    uint32_t lost; /* 1: it is, and the rest says why */
+    uint32_t cta, role, counter, step;
+    uint32_t seen, wanted; /* the counter; without one: pages passed, and what of the ring was waited for */
+} mimo_mail_lost;
+
+enum { MIMO_ROLE_LOADER = 0, MIMO_ROLE_COMPUTE = 1 };
+
+#endif

@@ -1,0 +1,75 @@
+/* The resident path's launcher: programs lowered to queues, weights as pages, and one kernel that runs `rounds` of a
+ * program a launch.
+ *
+ * Order of calls: mimo_resident_plan (nothing is allocated; sizes are known), mimo_resident_open (memory of the device;
+ * queues and tables are there, pages are whatever was in that memory), the pages are filled (mimo_resident_pages says
+ * where; load_pages.c from files), mimo_resident_begin, then mimo_resident_launch and mimo_resident_wait as often as
+ * there are rounds to run. Counters are zero once and only grow: launches of one program follow one another. */
+#ifndef MIMO_CUDA_RESIDENT_H
+#define MIMO_CUDA_RESIDENT_H
+
+#include "cuda/device.h"
+#include "cuda/lower.h"
+#include "cuda/mail.h"
+#include "cuda/memory.h"
+#include "cuda/tile/machine.h"
+
+/* What a launch runs, again and again. */
+typedef enum mimo_resident_program {
+    MIMO_RESIDENT_ROUND,   /* a step of the target, the choice of its tokens, and, with a drafter, context and drafts */
+    MIMO_RESIDENT_STEP,    /* the target's tape: rows of any sequences, logits of every row */
+    MIMO_RESIDENT_READ,    /* the same without its head */
+    MIMO_RESIDENT_CONTEXT, /* the drafter's context */
+    MIMO_RESIDENT_BLOCK,   /* a block of drafts: its logits */
+    MIMO_RESIDENT_PROGRAMS
+} mimo_resident_program;
+
+/* A tape with the model that it is of, as place.c laid it out for the device; all must outlive the launcher. */
+typedef struct mimo_resident_model {
+    const mimo_plan *plan;
+    const mimo_weights *weights;  /* for formats alone */
+    const mimo_cuda_model *model; /* read from mimo_resident_open on: its addresses are the device's by then */
+} mimo_resident_model;
+
+typedef struct mimo_resident {
+    mimo_cuda_device *device;
+    mimo_gpu gpu;
+    mimo_resident_model model[2];
+    mimo_tape tape[2];
+    bool has_draft;
+    mimo_queues queues[MIMO_RESIDENT_PROGRAMS];        /* without tasks: no such program */
+    mimo_tile_machine machine[MIMO_RESIDENT_PROGRAMS]; /* its addresses are the device's */
+    uint32_t step[MIMO_RESIDENT_PROGRAMS];             /* rounds over since the counters were zero */
+    uint64_t page_bytes, work_bytes;                   /* of the device; after mimo_resident_plan */
+    mimo_cuda_ptr pages, work;
+    mimo_cuda_ptr *page[2]; /* [operations of a tape] its first page; a drafter may share the target's */
+    mimo_mail *mail;        /* the host's, pinned */
+    uint32_t read;          /* tokens read from it */
+    uint64_t patience;      /* nanoseconds that a wait of the kernel may take */
+} mimo_resident;
+
+/* What the device offers, to give to mimo_resident_plan. */
+MIMO_MUST_CHECK mimo_status mimo_resident_gpu(mimo_gpu *out, mimo_cuda_device *device, mimo_error *err);
+
+/* Lowers all programs. draft: NULL without one. Release also after failure. */
+MIMO_MUST_CHECK mimo_status mimo_resident_plan(mimo_resident *r, const mimo_resident_model *target,
+                                               const mimo_resident_model *draft, const mimo_gpu *gpu, mimo_error *err);
+/* Allocates, uploads queues, zeroes counters. The device has the kernel (mimo_cuda_device_open). */
+MIMO_MUST_CHECK mimo_status mimo_resident_open(mimo_resident *r, mimo_cuda_device *device, mimo_error *err);
+void mimo_resident_close(mimo_resident *r);
+
+/* The pages of an operation (of its expert number `expert`; 0 of others) on the device, [splits][tiles][tile_pages] of
+ * shape.page_bytes as mimo_pages_pack writes them (EXPERT_DOWN: one split); 0: it has none, or they are the target's.
+ */
+mimo_cuda_ptr mimo_resident_pages(const mimo_resident *r, uint32_t tape, uint32_t op, uint32_t expert,
+                                  const mimo_tile_shape **shape);
+
+/* The sequence that ROUND decodes: rows, the round's settings and where keys and values are. Queued. */
+void mimo_resident_begin(mimo_resident *r, const mimo_tile_round *round, const mimo_cuda_step steps[3]);
+/* Queues up to `rounds` rounds of a program on the device's stream, */
+void mimo_resident_launch(mimo_resident *r, mimo_resident_program program, uint32_t rounds);
+/* and waits for them. A wait of the kernel that took too long loses the device (device->lost), with who waited for
+ * what. */
+void mimo_resident_wait(mimo_resident *r, mimo_resident_program program);
+
+#endif
