@@ -3,7 +3,7 @@
 Why not plain setuptools: kernels of each instruction set need flags of their own, and an object must be rebuilt when a header it
 includes or a flag changes. Each object therefore keeps a depfile (from the compiler) and a record of its command line.
 
-CUDA: every csrc/cuda/*.cu becomes mimo_ultraspeed/_cuda/<name>.fatbin, machine code that the core gives the driver (libcuda.so.1,
+CUDA: every .cu under csrc/cuda becomes mimo_ultraspeed/_cuda/<name>.fatbin, machine code that the core gives the driver (libcuda.so.1,
 which is opened when a model asks for device="cuda"). Nothing is linked to CUDA, so the package imports anywhere; _cuda/build.json
 says what was built, or why nothing was.
 
@@ -205,7 +205,8 @@ def cuda_archs() -> list[str]:
 
 
 class CudaBuild:
-    """Compiles csrc/cuda/*.cu, each into one file of machine code for the chosen architectures."""
+    """Compiles csrc/cuda/**/*.cu, each into one file of machine code: for the chosen architectures, or those of them that its folder
+    (sm90) needs."""
 
     def __init__(self, folder: Path, nvcc: Path) -> None:
         self.folder = folder
@@ -214,9 +215,14 @@ class CudaBuild:
         match = re.search(r"release [\d.]+, V([\d.]+)", told)
         self.version = match[1] if match else "unknown"
 
-    def flags(self) -> list[str]:
+    @staticmethod
+    def archs(source: Path) -> list[str]:
+        least = re.fullmatch(r"sm(\d+)", source.parent.name)
+        return [arch for arch in cuda_archs() if least is None or int(re.sub(r"\D", "", arch)) >= int(least[1])]
+
+    def flags(self, archs: list[str]) -> list[str]:
         flags = ["-std=c++17", "-O3", f"-I{CSRC}", "-DNDEBUG"]
-        for arch in cuda_archs():
+        for arch in archs:
             flags += ["-gencode", f"arch={arch.replace('sm_', 'compute_')},code={arch}"]
         # A float operation is what is written, as on the CPU: contraction is off, division and square root round correctly.
         flags += [
@@ -235,7 +241,17 @@ class CudaBuild:
         """The .fatbin; what ptxas said of registers and memory is beside it (.ptxas)."""
         target = self.folder / f"{source.stem}.fatbin"
         depfile, record, log = (target.with_suffix(suffix) for suffix in (".d", ".cmd", ".ptxas"))
-        command = [str(self.nvcc), "-fatbin", *self.flags(), "-MMD", "-MF", str(depfile), str(source), "-o", str(target)]
+        command = [
+            str(self.nvcc),
+            "-fatbin",
+            *self.flags(self.archs(source)),
+            "-MMD",
+            "-MF",
+            str(depfile),
+            str(source),
+            "-o",
+            str(target),
+        ]
         digest = hashlib.sha256("\0".join([*command, self.version]).encode()).hexdigest()
         if ObjectCache.is_current(target, depfile, record, digest):
             return target
@@ -268,7 +284,9 @@ def build_cuda(folder: Path, destination: Path) -> None:
         try:
             build = CudaBuild(folder, nvcc)
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-                for path in pool.map(build.compile, sorted((CSRC / "cuda").glob("*.cu"))):
+                for path in pool.map(
+                    build.compile, [source for source in sorted((CSRC / "cuda").rglob("*.cu")) if build.archs(source)]
+                ):
                     shutil.copy2(path, destination / path.name)
             told |= {"built": True, "nvcc": str(nvcc), "version": build.version, "archs": cuda_archs()}
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:

@@ -1,22 +1,21 @@
 /* CTAs of the resident engine as threads of the host. */
 #include <pthread.h>
 #include <sched.h>
-#include <stdio.h>
 #include <time.h>
 
 #include "cuda/engine.h"
-#include "cuda/host_machine.h"
+#include "cuda/host_ctas.h"
 
 namespace
 {
 
 enum { SPINS = 64 };
 
-uint64_t milliseconds()
+uint64_t nanoseconds()
 {
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 uint32_t load(const uint32_t *from)
@@ -24,21 +23,22 @@ uint32_t load(const uint32_t *from)
     return __atomic_load_n(from, __ATOMIC_ACQUIRE);
 }
 
-/* Until f() is true; false: the machine is lost, or it takes so long that it is. */
-template <class F, class Why> bool spin(mimo_host_machine *host, F f, Why why)
+/* Until f() is true; false: something is lost, or this takes so long that it is: then say() says so. Loaders, which wait
+ * ahead of what is to be computed, are twice as patient: who computes knows better what is missing. */
+template <class F, class Say> bool spin(const mimo_host_ctas *all, uint32_t role, F f, Say say)
 {
-    const uint64_t begin = milliseconds();
+    const uint64_t begin = nanoseconds();
     for (uint32_t i = 1; !f(); i++) {
-        if (load(&host->lost))
+        if (load(&all->lost->lost))
             return false;
         if (i % SPINS != 0)
             continue;
         sched_yield();
-        if (milliseconds() - begin <= host->patience)
+        if (nanoseconds() - begin <= (role == MIMO_ROLE_LOADER ? 2 : 1) * all->patience)
             continue;
         uint32_t none = 0;
-        if (__atomic_compare_exchange_n(&host->lost, &none, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-            why(host->reason, sizeof host->reason);
+        if (__atomic_compare_exchange_n(&all->lost->lost, &none, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            say(all->lost);
         return false;
     }
     return true;
@@ -46,16 +46,22 @@ template <class F, class Why> bool spin(mimo_host_machine *host, F f, Why why)
 
 /* The ring of one CTA: pages copied and given back since it began. */
 struct ring_type {
-    mimo_host_machine *host;
+    const mimo_host_ctas *all;
     uint8_t *memory;
-    uint32_t pages, copied, given, taken;
+    uint32_t cta, copied, given, taken;
 
+    uint8_t *place(uint32_t page) const
+    {
+        return memory + page % all->ring_pages * (size_t)MIMO_RING_PAGE;
+    }
     const uint8_t *take()
     {
         spin(
-            host, [&] { return load(&copied) != taken; },
-            [&](char *text, size_t size) { snprintf(text, size, "compute role: no page %u in the ring", taken); });
-        return memory + taken % pages * (size_t)MIMO_RING_PAGE;
+            all, MIMO_ROLE_COMPUTE, [&] { return load(&copied) != taken; },
+            [&](mimo_mail_lost *lost) {
+                mimo_mail_say(lost, cta, MIMO_ROLE_COMPUTE, MIMO_NO_COUNTER, taken / all->ring_pages, taken, 0);
+            });
+        return place(taken);
     }
     void give()
     {
@@ -65,94 +71,104 @@ struct ring_type {
     bool copy(const uint8_t *from, uint32_t bytes)
     {
         if (!spin(
-                host, [&] { return copied - load(&given) < pages; },
-                [&](char *text, size_t size) { snprintf(text, size, "loader: no room for page %u", copied); }))
+                all, MIMO_ROLE_LOADER, [&] { return copied - load(&given) < all->ring_pages; },
+                [&](mimo_mail_lost *lost) {
+                    mimo_mail_say(lost, cta, MIMO_ROLE_LOADER, MIMO_NO_COUNTER, copied / all->ring_pages, copied, 0);
+                }))
             return false;
-        memcpy(memory + copied % pages * (size_t)MIMO_RING_PAGE, from, bytes);
+        memcpy(place(copied), from, bytes);
         __atomic_store_n(&copied, copied + 1, __ATOMIC_RELEASE);
         return true;
     }
 };
 
+/* Both roles of one CTA. */
 struct cta_type {
-    mimo_host_machine *host = nullptr;
+    const mimo_host_ctas *all = nullptr;
     uint32_t index = 0, step = 0, end = 0;
     mimo_host_team own = {};
     ring_type pages = {};
     pthread_t thread[2];
-    uint32_t threads = 0;
+    bool started[2] = {false, false};
+};
+
+/* One role of it, as the loop wants it. */
+struct role_type {
+    cta_type &cta;
+    uint32_t role;
 
     uint32_t number() const
     {
-        return index;
+        return cta.index;
     }
     bool wait(uint32_t counter, uint32_t at, uint32_t back, uint32_t count)
     {
-        const uint32_t *value = &host->machine.counter[counter];
+        const uint32_t *value = &cta.all->machine->counter[counter];
         return spin(
-            host, [&] { return mimo_task_is_ready(load(value), at, back, count) != 0; },
-            [&](char *text, size_t size) {
-                snprintf(text, size, "CTA %u, round %u: counter %u is at %u, expected %u more of %u", index, at,
-                         counter, load(value), (at + 1 - back) * count - load(value), count);
+            cta.all, role, [&] { return mimo_task_is_ready(load(value), at, back, count) != 0; },
+            [&](mimo_mail_lost *lost) {
+                mimo_mail_say(lost, cta.index, role, counter, at, load(value) - (at - back) * count, count);
             });
     }
     void signal(uint32_t counter)
     {
-        __atomic_fetch_add(&host->machine.counter[counter], 1, __ATOMIC_RELEASE);
+        __atomic_fetch_add(&cta.all->machine->counter[counter], 1, __ATOMIC_RELEASE);
     }
     bool copy(const uint8_t *from, uint32_t bytes)
     {
-        return pages.copy(from, bytes);
+        return cta.pages.copy(from, bytes);
     }
     void hint(const uint8_t *, uint32_t)
     {
     }
     const mimo_host_team &team() const
     {
-        return own;
+        return cta.own;
     }
     ring_type &ring()
     {
-        return pages;
+        return cta.pages;
     }
 };
 
 void *run_loader(void *context)
 {
     cta_type *cta = static_cast<cta_type *>(context);
-    mimo_engine_load(*cta, cta->host->machine, cta->step, cta->end);
+    role_type role = {*cta, MIMO_ROLE_LOADER};
+    mimo_engine_load(role, *cta->all->machine, cta->step, cta->end);
     return nullptr;
 }
 
 void *run_compute(void *context)
 {
     cta_type *cta = static_cast<cta_type *>(context);
-    mimo_engine_compute(*cta, cta->host->machine, cta->step, cta->end);
+    role_type role = {*cta, MIMO_ROLE_COMPUTE};
+    mimo_engine_compute(role, *cta->all->machine, cta->step, cta->end);
     return nullptr;
 }
 
-enum { MOST_CTAS = 64 };
-
 } // namespace
 
-void mimo_host_machine_run(mimo_host_machine *host, uint32_t rounds)
+void mimo_host_ctas_run(const mimo_host_ctas *all, uint32_t step, uint32_t end)
 {
     static void *(*const roles[2])(void *) = {run_loader, run_compute};
-    cta_type cta[MOST_CTAS];
-    const uint32_t ctas = host->queues.sms < MOST_CTAS ? host->queues.sms : (uint32_t)MOST_CTAS;
-    for (uint32_t i = 0; i < ctas; i++) {
-        uint8_t *ring = host->ring + i * (size_t)host->queues.shared.ring_pages * MIMO_RING_PAGE;
-        cta[i] = {host, i, host->step, host->step + rounds, {host->scratch + i * host->scratch_floats}, {}, {}, 0};
-        cta[i].pages = {host, ring, host->queues.shared.ring_pages, 0, 0, 0};
+    cta_type cta[MIMO_HOST_MOST_CTAS];
+    for (uint32_t i = 0; i < all->ctas; i++) {
+        cta[i].all = all;
+        cta[i].index = i;
+        cta[i].step = step;
+        cta[i].end = end;
+        cta[i].own = {all->scratch + i * all->scratch_floats};
+        cta[i].pages = {all, all->ring + i * (size_t)all->ring_pages * MIMO_RING_PAGE, i, 0, 0, 0};
     }
-    for (uint32_t i = 0; i < ctas; i++)
+    for (uint32_t i = 0; i < all->ctas; i++)
+        for (uint32_t role = 0; role < 2; role++) {
+            cta[i].started[role] = pthread_create(&cta[i].thread[role], nullptr, roles[role], &cta[i]) == 0;
+            if (!cta[i].started[role])
+                __atomic_store_n(&all->lost->lost, 1, __ATOMIC_RELEASE);
+        }
+    for (uint32_t i = 0; i < all->ctas; i++)
         for (uint32_t role = 0; role < 2; role++)
-            if (pthread_create(&cta[i].thread[role], nullptr, roles[role], &cta[i]) == 0)
-                cta[i].threads++;
-            else
-                __atomic_store_n(&host->lost, 1, __ATOMIC_RELEASE);
-    for (uint32_t i = 0; i < ctas; i++)
-        for (uint32_t role = 0; role < cta[i].threads; role++)
-            pthread_join(cta[i].thread[role], nullptr);
-    host->step = host->machine.counter[host->machine.last] / host->machine.last_tasks;
+            if (cta[i].started[role])
+                pthread_join(cta[i].thread[role], nullptr);
 }

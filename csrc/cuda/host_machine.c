@@ -6,7 +6,9 @@
 #include "base/size.h"
 #include "cuda/pages.h"
 
-enum { HEADER = 64, PATIENCE = 60000 };
+enum { HEADER = 64 };
+
+static const uint64_t patience = 60u * (uint64_t)1000000000u;
 
 static mimo_status take(mimo_host_machine *host, void *out, size_t count, size_t size, mimo_error *err)
 {
@@ -115,14 +117,6 @@ static mimo_status open_tape(mimo_tape *tape, const mimo_host_model *model, mimo
     return mimo_tape_formats(tape, model->weights, err);
 }
 
-static size_t widest_head(const mimo_config *config)
-{
-    size_t widest = 0;
-    for (int kind = 0; kind < 2; kind++)
-        widest = mimo_max(widest, mimo_max(config->attention[kind].head_dim, config->attention[kind].v_head_dim));
-    return widest;
-}
-
 /* A state of a tape whose rows are those of step `which`. */
 static mimo_cuda_state state_of(const mimo_host_machine *host, const mimo_cuda_host *model, uint32_t which)
 {
@@ -158,15 +152,11 @@ static mimo_status open_steps(mimo_host_machine *host, const mimo_cuda_host *tar
     return MIMO_OK;
 }
 
-static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *target, const mimo_cuda_host *draft,
-                              mimo_error *err)
+static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *target, mimo_error *err)
 {
     mimo_tile_machine *m = &host->machine;
     const mimo_queues *q = &host->queues;
     const mimo_config *c = target->state.config;
-    size_t widest = widest_head(c);
-    if (draft != NULL)
-        widest = mimo_max(widest, widest_head(draft->state.config));
     m->task = q->task;
     m->begin = q->begin;
     m->last = q->counters - 1;
@@ -185,15 +175,23 @@ static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *tar
     MIMO_TRY(take(host, &m->best, MIMO_TILE_TOKENS * (size_t)m->spans, sizeof *m->best, err));
     MIMO_TRY(take(host, &host->round.token, target->positions, sizeof(uint32_t), err));
     m->round = &host->round;
-    host->scratch_floats = mimo_tile_scratch_floats(1, (uint32_t)widest);
-    MIMO_TRY(take(host, &host->scratch, host->scratch_floats * q->sms, sizeof(float), err));
-    return take(host, &host->ring, (size_t)q->sms * q->shared.ring_pages, MIMO_RING_PAGE, err);
+    mimo_host_ctas *ctas = &host->ctas;
+    *ctas = (mimo_host_ctas){.machine = m,
+                             .lost = &host->lost,
+                             .patience = patience,
+                             .ctas = q->sms,
+                             .ring_pages = q->shared.ring_pages,
+                             .scratch_floats = mimo_tile_scratch_floats(1, q->widest_head, q->widest_value)};
+    MIMO_TRY(take(host, &ctas->scratch, ctas->scratch_floats * q->sms, sizeof(float), err));
+    return take(host, &ctas->ring, (size_t)q->sms * ctas->ring_pages, MIMO_RING_PAGE, err);
 }
 
 static mimo_status open_parts(mimo_host_machine *host, const mimo_host_model *target, const mimo_host_model *draft,
                               const mimo_draft_config *config, const mimo_gpu *gpu, mimo_error *err)
 {
     mimo_tape tape, other;
+    if (gpu->sms > MIMO_HOST_MOST_CTAS)
+        return MIMO_FAIL(err, MIMO_ERR_VALUE, "ctas: expected at most %d, found %u", MIMO_HOST_MOST_CTAS, gpu->sms);
     MIMO_TRY(open_tape(&tape, target, err));
     if (config != NULL && config->model.markov_rank > 0)
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "CUDA: drafters with a Markov head are not run here");
@@ -203,7 +201,7 @@ static mimo_status open_parts(mimo_host_machine *host, const mimo_host_model *ta
     host->machine.sample_span = mimo_pick_span(tape.config->vocab, gpu);
     if (config != NULL)
         host->machine.draft_span = mimo_pick_span(config->model.vocab, gpu);
-    MIMO_TRY(open_areas(host, target->host, draft->host, err));
+    MIMO_TRY(open_areas(host, target->host, err));
     MIMO_TRY(open_steps(host, target->host, draft->host, config != NULL ? config->tap : NULL, err));
     MIMO_TRY(pack_tape(host, MIMO_TAPE_TARGET, target->host, err));
     return config != NULL ? pack_tape(host, MIMO_TAPE_DRAFT, draft->host, err) : MIMO_OK;
@@ -215,7 +213,6 @@ mimo_status mimo_host_machine_open(mimo_host_machine **out, const mimo_host_mode
     mimo_host_machine *host = NULL;
     *out = NULL;
     MIMO_TRY(mimo_alloc_array(&host, 1, sizeof *host, "engine on the host", err));
-    host->patience = PATIENCE;
     host->machine.drafted = config != NULL ? config->target_id : NULL;
     const mimo_status status = open_parts(host, target, draft, config, gpu, err);
     if (status != MIMO_OK) {
@@ -238,6 +235,12 @@ void mimo_host_machine_close(mimo_host_machine *host)
         block = next;
     }
     mimo_free(host);
+}
+
+void mimo_host_machine_run(mimo_host_machine *host, uint32_t rounds)
+{
+    mimo_host_ctas_run(&host->ctas, host->step, host->step + rounds);
+    host->step = host->machine.counter[host->machine.last] / host->machine.last_tasks;
 }
 
 void mimo_host_machine_begin(mimo_host_machine *host, const uint32_t *prompt, uint32_t count, uint32_t limit)

@@ -1,8 +1,9 @@
-/* The resident engine on the host: CTAs are pairs of threads, a loader and a team of one. For tests without a GPU. */
+/* A model and a drafter that host_ctas.h runs, prompts included, without an engine. For tests. */
 #ifndef MIMO_CUDA_HOST_MACHINE_H
 #define MIMO_CUDA_HOST_MACHINE_H
 
 #include "cuda/host.h"
+#include "cuda/host_ctas.h"
 #include "cuda/lower.h"
 #include "cuda/tile/machine.h"
 
@@ -14,14 +15,10 @@ typedef struct mimo_host_machine {
     mimo_tile_machine machine;
     mimo_tile_round round;
     mimo_queues queues;
-    uint32_t step;     /* rounds begun since the counters were zero */
-    uint32_t patience; /* milliseconds that a wait may take */
-    uint32_t lost;     /* a wait took longer: */
-    char reason[160];  /* who waited for what */
-    float *scratch;    /* [CTAs, scratch_floats] */
-    uint8_t *ring;     /* [CTAs, ring pages] */
-    size_t scratch_floats;
-    void *blocks; /* all memory, as a list */
+    mimo_host_ctas ctas;
+    mimo_mail_lost lost;
+    uint32_t step; /* rounds begun since the counters were zero */
+    void *blocks;  /* all memory, as a list */
 } mimo_host_machine;
 
 /* A model, or a drafter, and what its matrices were bound to. */
@@ -40,7 +37,7 @@ void mimo_host_machine_close(mimo_host_machine *host);
 void mimo_host_machine_begin(mimo_host_machine *host, const uint32_t *prompt, uint32_t count, uint32_t limit);
 /* Drafts [count] for the tokens after those that are known, between launches. */
 void mimo_host_machine_propose(mimo_host_machine *host, const uint32_t *drafts, uint32_t count);
-/* Up to `rounds` rounds by all CTAs. (host_engine.cc) */
+/* Up to `rounds` rounds by all CTAs. */
 void mimo_host_machine_run(mimo_host_machine *host, uint32_t rounds);
 
 #ifdef __cplusplus

@@ -4,7 +4,7 @@
 
 #include "base/alloc.h"
 #include "base/size.h"
-#include "cuda/moe.h"
+#include "cuda/launch.h"
 
 enum { T = MIMO_TILE_TOKENS };
 
@@ -14,6 +14,7 @@ typedef struct lowering {
     mimo_queues *q;
     const mimo_gpu *gpu;
     const mimo_tape *tape[2];
+    uint32_t parts;   /* of the round */
     uint32_t *filled; /* [sms] tasks so far */
     bool writes;
     uint32_t turn; /* SM that a stage's first odd task goes to, so that none has all of them */
@@ -350,15 +351,44 @@ static void lower_op(lowering *b, const mimo_op *op)
     }
 }
 
+static uint32_t part_of(uint32_t which, uint32_t code)
+{
+    if (which == MIMO_TAPE_TARGET)
+        return code == MIMO_OP_HEAD ? MIMO_PART_HEAD : MIMO_PART_READ;
+    return code == MIMO_OP_DRAFT_FUSE || code == MIMO_OP_DRAFT_CONTEXT ? MIMO_PART_CONTEXT : MIMO_PART_BLOCK;
+}
+
 static void lower_tape(lowering *b, uint8_t which)
 {
     const mimo_plan *plan = b->tape[which]->plan;
     for (uint32_t i = 0; i < plan->count; i++) {
         const mimo_op *op = &plan->op[i];
+        if ((part_of(which, op->code) & b->parts) == 0)
+            continue;
         b->common =
             (mimo_tile_task){.tape = which, .op_code = (uint8_t)op->code, .op = (uint16_t)i, .layer = op->layer};
         lower_op(b, op);
     }
+}
+
+static void lower_choice(lowering *b)
+{
+    const uint32_t V = b->tape[MIMO_TAPE_TARGET]->config->vocab, span = mimo_pick_span(V, b->gpu);
+    b->q->spans = (uint32_t)mimo_ceil_div(V, span);
+    lower_rows(b, MIMO_TILE_SAMPLE, 0, T, V, span, 1);
+    lower_one(b, MIMO_TILE_ACCEPT, 1);
+}
+
+static void lower_proposal(lowering *b)
+{
+    const mimo_config *draft = b->tape[MIMO_TAPE_DRAFT]->config;
+    const uint32_t slots = draft->block - 1, drafted = mimo_pick_span(draft->vocab, b->gpu);
+    /* A Markov head's bias of a slot depends on the slot before. */
+    const uint32_t together = draft->markov_rank > 0 ? 1 : slots;
+    for (uint32_t slot = 1; slot <= slots; slot += together)
+        lower_rows(b, MIMO_TILE_DRAFT_SAMPLE, slot, together, draft->vocab, drafted, 1);
+    lower_one(b, MIMO_TILE_PROPOSE, 1);
+    b->q->spans = (uint32_t)mimo_max(b->q->spans, mimo_ceil_div(draft->vocab, drafted));
 }
 
 static void lower_round(lowering *b)
@@ -366,20 +396,12 @@ static void lower_round(lowering *b)
     b->stage = b->turn = 0;
     memset(b->filled, 0, b->q->sms * sizeof *b->filled);
     lower_tape(b, MIMO_TAPE_TARGET);
-    const uint32_t V = b->tape[MIMO_TAPE_TARGET]->config->vocab, span = mimo_pick_span(V, b->gpu);
-    b->q->spans = (uint32_t)mimo_ceil_div(V, span);
-    lower_rows(b, MIMO_TILE_SAMPLE, 0, T, V, span, 1);
-    lower_one(b, MIMO_TILE_ACCEPT, 1);
+    if (b->parts & MIMO_PART_CHOOSE)
+        lower_choice(b);
     if (b->tape[MIMO_TAPE_DRAFT] != NULL) {
-        const mimo_config *draft = b->tape[MIMO_TAPE_DRAFT]->config;
         lower_tape(b, MIMO_TAPE_DRAFT);
-        const uint32_t slots = draft->block - 1, drafted = mimo_pick_span(draft->vocab, b->gpu);
-        /* A Markov head's bias of a slot depends on the slot before. */
-        const uint32_t together = draft->markov_rank > 0 ? 1 : slots;
-        for (uint32_t slot = 1; slot <= slots; slot += together)
-            lower_rows(b, MIMO_TILE_DRAFT_SAMPLE, slot, together, draft->vocab, drafted, 1);
-        lower_one(b, MIMO_TILE_PROPOSE, 1);
-        b->q->spans = (uint32_t)mimo_max(b->q->spans, mimo_ceil_div(draft->vocab, drafted));
+        if (b->parts & MIMO_PART_PROPOSE)
+            lower_proposal(b);
     }
     b->last = b->before;
     b->last_tasks = b->before_tasks;
@@ -434,6 +456,16 @@ static uint32_t widest_rows(const mimo_config *c)
     return (uint32_t)mimo_max(c->hidden, c->expert_width);
 }
 
+static uint32_t widest_head(const mimo_tape *target, const mimo_tape *draft, bool value)
+{
+    size_t widest = 0;
+    for (uint32_t i = 0; i < (draft != NULL ? 4 : 2); i++) {
+        const mimo_attention *a = &(i < 2 ? target : draft)->config->attention[i % 2];
+        widest = mimo_max(widest, value ? a->v_head_dim : a->head_dim);
+    }
+    return (uint32_t)widest;
+}
+
 static mimo_status allocate(lowering *b, mimo_error *err)
 {
     mimo_queues *q = b->q;
@@ -457,6 +489,12 @@ static mimo_status allocate(lowering *b, mimo_error *err)
 mimo_status mimo_lower(mimo_queues *out, const mimo_tape *target, const mimo_tape *draft, const mimo_gpu *gpu,
                        mimo_error *err)
 {
+    return mimo_lower_parts(out, target, draft, gpu, MIMO_PARTS_ROUND, err);
+}
+
+mimo_status mimo_lower_parts(mimo_queues *out, const mimo_tape *target, const mimo_tape *draft, const mimo_gpu *gpu,
+                             uint32_t parts, mimo_error *err)
+{
     if (gpu->sms < 1 || gpu->sms > UINT16_MAX)
         return MIMO_FAIL(err, MIMO_ERR_VALUE, "gpu.sms: expected 1 to %d, found %u", UINT16_MAX, gpu->sms);
     MIMO_TRY(check_tape(target, "config", err));
@@ -466,8 +504,11 @@ mimo_status mimo_lower(mimo_queues *out, const mimo_tape *target, const mimo_tap
         widest = (uint32_t)mimo_max(widest, widest_rows(draft->config));
     }
     *out = (mimo_queues){.sms = gpu->sms, .columns = mimo_pick_span(target->config->hidden, gpu)};
-    MIMO_TRY(mimo_pick_shared(&out->shared, gpu, widest, err));
-    lowering b = {.q = out, .gpu = gpu, .tape = {target, draft}};
+    out->widest_head = widest_head(target, draft, false);
+    out->widest_value = widest_head(target, draft, true);
+    MIMO_TRY(mimo_pick_shared(&out->shared, gpu, widest, mimo_resident_fixed_bytes(out->widest_head, out->widest_value),
+                              err));
+    lowering b = {.q = out, .gpu = gpu, .tape = {target, draft}, .parts = parts};
     const mimo_status status = allocate(&b, err);
     if (status == MIMO_OK) {
         b.writes = true;

@@ -12,6 +12,7 @@
 #define MIMO_CUDA_LOWER_H
 
 #include "base/status.h"
+#include "cuda/mail.h"
 #include "cuda/pick.h"
 #include "cuda/task.h"
 #include "model/config.h"
@@ -30,10 +31,22 @@ typedef struct mimo_queues {
     mimo_tile_task *task;      /* [tasks] */
     mimo_tile_shape *shape[2]; /* [operations of the tape] how its matrix lies in memory; tiles 0: none */
     mimo_shared shared;
+    uint32_t widest_head, widest_value;          /* elements of any head: of its keys, of its values */
     uint32_t columns;                            /* of H in an EMBED or REDUCE task but the last of a row */
     uint64_t partial_floats, attend_floats;      /* largest P and S */
     uint64_t u_elements, a_elements, q_elements; /* largest U, A and Q */
 } mimo_queues;
+
+/* Parts of a round, in their order, one bit each. */
+enum {
+    MIMO_PART_READ = 1 << 0,    /* the target's tape without its head */
+    MIMO_PART_HEAD = 1 << 1,    /* its head */
+    MIMO_PART_CHOOSE = 1 << 2,  /* the tokens of all rows */
+    MIMO_PART_CONTEXT = 1 << 3, /* the drafter's context */
+    MIMO_PART_BLOCK = 1 << 4,   /* the drafter's block */
+    MIMO_PART_PROPOSE = 1 << 5, /* the drafts */
+    MIMO_PARTS_ROUND = (1 << 6) - 1
+};
 
 /* The formats of a tape's matrices; MIMO_ERR_UNSUPPORTED if layers differ. */
 MIMO_MUST_CHECK mimo_status mimo_tape_formats(mimo_tape *tape, const mimo_weights *weights, mimo_error *err);
@@ -42,7 +55,13 @@ MIMO_MUST_CHECK mimo_status mimo_tape_formats(mimo_tape *tape, const mimo_weight
  * success. */
 MIMO_MUST_CHECK mimo_status mimo_lower(mimo_queues *out, const mimo_tape *target, const mimo_tape *draft,
                                        const mimo_gpu *gpu, mimo_error *err);
+/* Some parts of a round alone (without a drafter those of its own are empty), whose matrices lie in memory as the whole
+ * round's: `shape` says it of those that are in them. */
+MIMO_MUST_CHECK mimo_status mimo_lower_parts(mimo_queues *out, const mimo_tape *target, const mimo_tape *draft,
+                                             const mimo_gpu *gpu, uint32_t parts, mimo_error *err);
 void mimo_queues_release(mimo_queues *queues);
+/* Who waited for what, in words. */
+void mimo_queues_say(char *text, size_t size, const mimo_queues *queues, const mimo_mail_lost *lost);
 
 /* Elements of K of DRAFT_FUSE, of dimensions `dim`, that a rank multiplies: every rank has the features, and one part
  * of the matrix's columns where they can be shared out. */

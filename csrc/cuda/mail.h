@@ -9,6 +9,7 @@
 #ifndef MIMO_CUDA_MAIL_H
 #define MIMO_CUDA_MAIL_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/target.h"
@@ -52,13 +53,25 @@ static inline MIMO_HD mimo_mail_token mimo_mail_read(uint64_t word)
     return t;
 }
 
+enum { MIMO_ROLE_LOADER = 0, MIMO_ROLE_COMPUTE = 1 };
+
 /* Of the first wait that took too long; all roles of all CTAs end when they see it. In the device's memory. */
 typedef struct mimo_mail_lost {
     uint32_t lost; /* 1: it is, and the rest says why */
-    uint32_t cta, role, counter, step;
-    uint32_t seen, wanted; /* the counter; without one: pages passed, and what of the ring was waited for */
+    uint32_t cta, role, step;
+    uint32_t counter;      /* or MIMO_NO_COUNTER: its place in the ring */
+    uint32_t seen, wanted; /* signals of the counter in the step that was waited for; without one: pages passed, - */
 } mimo_mail_lost;
 
-enum { MIMO_ROLE_LOADER = 0, MIMO_ROLE_COMPUTE = 1 };
+static inline MIMO_HD void mimo_mail_say(mimo_mail_lost *lost, uint32_t cta, uint32_t role, uint32_t counter,
+                                         uint32_t step, uint32_t seen, uint32_t wanted)
+{
+    lost->cta = cta;
+    lost->role = role;
+    lost->counter = counter;
+    lost->step = step;
+    lost->seen = seen;
+    lost->wanted = wanted;
+}
 
 #endif

@@ -43,16 +43,18 @@ uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k)
     return round_up(bytes, PAGE_UNIT);
 }
 
-mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, mimo_error *err)
+mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, uint32_t fixed, mimo_error *err)
 {
     const uint64_t activations = round_up(T * MIMO_ACTIVATION_BYTES * widest, PAGE_UNIT);
-    const uint64_t least = MIMO_SHARED_FIXED + activations + MIMO_RING_LEAST * MIMO_RING_PAGE;
+    const uint64_t least = fixed + activations + MIMO_RING_LEAST * MIMO_RING_PAGE;
     if (gpu->shared_bytes < least)
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
                          "CUDA: rows of %u elements need %llu bytes of shared memory, a CTA may have %u", widest,
                          (unsigned long long)least, gpu->shared_bytes);
-    out->activation_bytes = (uint32_t)activations;
-    out->ring_pages = (gpu->shared_bytes - MIMO_SHARED_FIXED - (uint32_t)activations) / MIMO_RING_PAGE;
+    const uint32_t pages = (gpu->shared_bytes - fixed - (uint32_t)activations) / MIMO_RING_PAGE;
+    *out = (mimo_shared){.fixed_bytes = fixed,
+                         .activation_bytes = (uint32_t)activations,
+                         .ring_pages = (uint32_t)mimo_min(pages, MIMO_RING_MOST)};
     return MIMO_OK;
 }
 

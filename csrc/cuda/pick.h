@@ -10,9 +10,7 @@
 #include "model/weights.h"
 
 enum {
-    MIMO_RING_PAGE = 17408,       /* bytes of a place in the ring: 16 rows by 2048 of MXFP4 with their scales */
     MIMO_RING_LEAST = 4,          /* pages: fewer would not hide the latency of memory */
-    MIMO_SHARED_FIXED = 8192,     /* bytes of shared memory that are neither ring nor activations: barriers, sums */
     MIMO_ACTIVATION_BYTES = 2,    /* of an element of N, A or U as tiles read it from shared memory: BF16 */
     MIMO_ATTEND_FEW_CHUNKS = 4,   /* windows of so many chunks or less are not split */
     MIMO_ATTEND_MOST_SPLITS = 128 /* partial sums are merged by one task a head and row */
@@ -27,6 +25,7 @@ typedef struct mimo_gpu {
 
 /* Shared memory of a CTA. */
 typedef struct mimo_shared {
+    uint32_t fixed_bytes;      /* barriers and scratch, */
     uint32_t activation_bytes; /* of the rows that a task multiplies with */
     uint32_t ring_pages;       /* of MIMO_RING_PAGE */
 } mimo_shared;
@@ -52,8 +51,10 @@ typedef struct mimo_tile_shape {
 /* Bytes of rows by k elements with their scales: FP8 has two F32 scales per 16 rows and 128 elements (page.h). */
 uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k);
 
-/* Shared memory for tasks whose unsplit K is at most `widest`; MIMO_ERR_UNSUPPORTED if no ring is left beside them. */
-MIMO_MUST_CHECK mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, mimo_error *err);
+/* Shared memory for tasks whose unsplit K is at most `widest`, beside `fixed` bytes (cuda/launch.h);
+ * MIMO_ERR_UNSUPPORTED if no ring is left. */
+MIMO_MUST_CHECK mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, uint32_t fixed,
+                                             mimo_error *err);
 
 /* A matrix all rows of which every step reads. */
 void mimo_pick_matrix(mimo_tile_shape *out, const mimo_tile_matrix *matrix, const mimo_gpu *gpu,

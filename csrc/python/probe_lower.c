@@ -248,7 +248,7 @@ static PyObject *pick(PyObject *module, PyObject *args)
     mimo_shared shared;
     mimo_tile_shape s = {0};
     mimo_error err = {0};
-    if (mimo_pick_shared(&shared, &gpu, m.whole ? m.K : 1024, &err) != MIMO_OK)
+    if (mimo_pick_shared(&shared, &gpu, m.whole ? m.K : 1024, 8192, &err) != MIMO_OK)
         return mimo_python_raise(&err);
     if (strcmp(what, "up") == 0)
         mimo_pick_expert_up(&s, &m, &gpu);

@@ -51,8 +51,11 @@ static int begin(mimo_probe_model *m, PyObject *prompt, unsigned limit)
 static PyObject *result_of(const mimo_host_machine *machine)
 {
     const mimo_tile_round *r = &machine->round;
-    if (machine->lost)
-        return PyErr_Format(PyExc_RuntimeError, "the machine is lost: %s", machine->reason);
+    if (machine->lost.lost) {
+        char text[256];
+        mimo_queues_say(text, sizeof text, &machine->queues, &machine->lost);
+        return PyErr_Format(PyExc_RuntimeError, "the machine is lost: %s", text);
+    }
     const mimo_cuda_step *step = machine->machine.target.step;
     npy_intp shape[1] = {r->known}, rows[2] = {MIMO_TILE_TOKENS, (npy_intp)step->logits_stride};
     PyObject *tokens = PyArray_SimpleNew(1, shape, NPY_UINT32), *logits = PyArray_SimpleNew(2, rows, NPY_FLOAT32);
@@ -91,7 +94,7 @@ static PyObject *machine_run(PyObject *self, PyObject *args)
     r->stop[0] = stop;
     r->stops = 1;
     Py_BEGIN_ALLOW_THREADS
-    while (!r->done && !m->machine->lost) {
+    while (!r->done && !m->machine->lost.lost) {
         mimo_host_machine_run(m->machine, rounds);
         if (r->known < scripted)
             mimo_host_machine_propose(m->machine, draft + r->known, scripted - r->known);
@@ -112,7 +115,7 @@ static PyObject *machine_break(PyObject *self, PyObject *args)
     if (m == NULL || m->machine == NULL || task >= m->machine->queues.tasks)
         return PyErr_Format(PyExc_ValueError, "machine_break: expected an open machine and one of its tasks");
     m->machine->queues.task[task].wait_count++;
-    m->machine->patience = patience;
+    m->machine->ctas.patience = patience * (uint64_t)1000000;
     Py_RETURN_NONE;
 }
 

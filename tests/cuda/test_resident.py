@@ -147,7 +147,9 @@ def test_a_stop_id_ends_the_text(machine: Machine) -> None:
 def test_a_signal_that_never_comes_is_an_error_that_says_who_waits(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "model", layout="flash", weights="bf16", seed=1)
     _probe.machine_break(machine.bodies, machine.shape["tasks"] // 2, 300)
-    with pytest.raises(RuntimeError, match=r"lost: CTA \d+, round 0: counter \d+ is at \d+, expected \d+ more of"):
+    with pytest.raises(
+        RuntimeError, match=r"lost: compute role of CTA \d+ waited too long in round 0: stage \d+ \(.+\) has \d+ of \d+"
+    ):
         machine.run(new=2)
 
 

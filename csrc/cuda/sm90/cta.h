@@ -4,32 +4,10 @@
 #define MIMO_CUDA_SM90_CTA_H
 
 #include "cuda/engine.h"
+#include "cuda/launch.h"
 #include "cuda/sm90/mma.h"
 
-/* The first wait that took too long; all roles of all CTAs end when they see it. */
-typedef struct mimo_resident_lost {
-    uint32_t lost, cta, role, counter, step, seen, count;
-} mimo_resident_lost;
-
-enum {
-    MIMO_RESIDENT_LOADERS = 128, /* threads; one of them copies */
-    MIMO_RESIDENT_TEAM = 256,    /* threads that compute */
-    MIMO_RESIDENT_BARRIER = 1,
-    MIMO_RESIDENT_NO_COUNTER = 0xffffffffu, /* a wait for the ring */
-};
-
-/* Shared memory: barriers, then sums, scratch, activations and the ring, in bytes from its beginning. */
-typedef struct mimo_resident_layout {
-    uint32_t pages, page_bytes;
-    uint32_t scratch, activations, ring;
-    uint64_t patience; /* nanoseconds that a wait may take */
-} mimo_resident_layout;
-
-enum {
-    MIMO_RESIDENT_MOST_PAGES = 32,
-    MIMO_RESIDENT_SUMS = 2 * MIMO_RESIDENT_MOST_PAGES * 8 + 16, /* offset: after the barriers and a flag */
-    MIMO_RESIDENT_SUMS_BYTES = 2 * MIMO_RESIDENT_TEAM / MIMO_LANES * MIMO_MMA_VALUES * 4,
-};
+enum { MIMO_RESIDENT_BARRIER = 1 }; /* the named one at which the team meets */
 
 MIMO_BODY inline uint32_t mimo_shared_address(const void *at)
 {
@@ -54,7 +32,7 @@ MIMO_BODY inline uint32_t mimo_resident_read(const uint32_t *from)
 struct mimo_resident_cta {
     const mimo_tile_machine &machine;
     const mimo_resident_layout &layout;
-    mimo_resident_lost *lost;
+    mimo_mail_lost *lost;
     uint8_t *shared;
     mimo_mma_team threads;
     bool computes;
@@ -73,9 +51,10 @@ struct mimo_resident_cta {
         return *this;
     }
 
-    /* f() until it is true; false: something is lost. By single threads. */
-    template <class F>
-    __device__ bool spin(F f, uint32_t counter, uint32_t step, uint32_t count, const uint32_t *value) const
+    /* f() until it is true; false: something is lost, or this takes so long that it is: then say() says so. By single
+     * threads. Loaders, which wait ahead of what is to be computed, are twice as patient: who computes knows better
+     * what is missing. */
+    template <class F, class Say> __device__ bool spin(F f, Say say) const
     {
         const uint64_t begin = mimo_resident_clock();
         for (uint32_t i = 1; !f(); i++) {
@@ -83,17 +62,10 @@ struct mimo_resident_cta {
                 continue;
             if (mimo_resident_read(&lost->lost) != 0)
                 return false;
-            if (mimo_resident_clock() - begin <= layout.patience)
+            if (mimo_resident_clock() - begin <= (computes ? 1 : 2) * layout.patience)
                 continue;
-            if (atomicCAS(&lost->lost, 0u, 1u) == 0u) {
-                lost->cta = blockIdx.x;
-                lost->role = computes;
-                lost->counter = counter;
-                lost->step = step;
-                lost->count = count;
-                lost->seen = value != nullptr ? mimo_resident_read(value) : page;
-                __threadfence_system();
-            }
+            if (atomicCAS(&lost->lost, 0u, 1u) == 0u)
+                say();
             return false;
         }
         return true;
@@ -103,12 +75,16 @@ struct mimo_resident_cta {
     {
         const uint32_t *value = &machine.counter[counter];
         const auto ready = [&] { return mimo_task_is_ready(mimo_resident_read(value), step, back, count) != 0; };
+        const auto say = [&] {
+            mimo_mail_say(lost, blockIdx.x, computes, counter, step, mimo_resident_read(value) - (step - back) * count,
+                          count);
+        };
         if (!computes)
-            return spin(ready, counter, step, count, value);
-        uint32_t *flag = reinterpret_cast<uint32_t *>(shared + MIMO_RESIDENT_SUMS - 16);
+            return spin(ready, say);
+        uint32_t *flag = reinterpret_cast<uint32_t *>(shared + MIMO_RESIDENT_FLAG);
         threads.sync();
         if (threads.thread() == 0)
-            *flag = spin(ready, counter, step, count, value);
+            *flag = spin(ready, say);
         threads.sync();
         return *flag != 0;
     }
@@ -126,7 +102,7 @@ struct mimo_resident_cta {
 
     __device__ uint32_t barrier(uint32_t place, bool empty) const
     {
-        return mimo_shared_address(shared) + (place + empty * MIMO_RESIDENT_MOST_PAGES) * 8;
+        return mimo_shared_address(shared) + (place + empty * MIMO_RING_MOST) * 8;
     }
     __device__ static bool passed(uint32_t barrier, uint32_t parity)
     {
@@ -138,11 +114,15 @@ struct mimo_resident_cta {
         return done != 0;
     }
 
+    __device__ void say_page(uint32_t lap) const
+    {
+        mimo_mail_say(lost, blockIdx.x, computes, MIMO_NO_COUNTER, lap, page, 0);
+    }
+
     __device__ bool copy(const uint8_t *from, uint32_t bytes)
     {
         const uint32_t place = page % layout.pages, lap = page / layout.pages, full = barrier(place, false);
-        if (!spin([&] { return passed(barrier(place, true), (lap & 1) ^ 1); }, MIMO_RESIDENT_NO_COUNTER, lap, bytes,
-                  nullptr))
+        if (!spin([&] { return passed(barrier(place, true), (lap & 1) ^ 1); }, [&] { say_page(lap); }))
             return false;
         page++;
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
@@ -160,7 +140,7 @@ struct mimo_resident_cta {
     __device__ const uint8_t *take() const
     {
         const uint32_t place = page % layout.pages, lap = page / layout.pages;
-        spin([&] { return passed(barrier(place, false), lap & 1); }, MIMO_RESIDENT_NO_COUNTER, lap, 0, nullptr);
+        spin([&] { return passed(barrier(place, false), lap & 1); }, [&] { say_page(lap); });
         return shared + layout.ring + place * layout.page_bytes;
     }
     __device__ void give()

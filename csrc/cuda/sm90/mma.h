@@ -14,7 +14,7 @@ enum { MIMO_MMA_UNITS = 16, MIMO_MMA_VALUES = MIMO_PAGE_UNIT * MIMO_TILE_TOKENS 
 
 struct mimo_mma_team : mimo_cta_team {
     uint8_t *activations; /* [K / 32, 32 lanes, 16 bytes]: of token g, elements 8 c + (0 4 1 5 2 6 3 7) */
-    float *sums;          /* [2, warps, MIMO_MMA_VALUES] */
+    float *sums;          /* [2, warps, MIMO_MMA_VALUES]: the scratch that bodies have of their own (tile/machine.h) */
 };
 
 /* Lane 4 g + c: rows g and g + 8, tokens 2 c and 2 c + 1. */

@@ -19,18 +19,18 @@ __device__ __noinline__ void mimo_resident_compute(mimo_resident_cta &cta, uint3
 
 extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM, 1)
     mimo_resident(const __grid_constant__ mimo_tile_machine machine,
-                  const __grid_constant__ mimo_resident_layout layout, mimo_resident_lost *lost, uint32_t step,
+                  const __grid_constant__ mimo_resident_layout layout, mimo_mail_lost *lost, uint32_t step,
                   uint32_t end)
 {
     extern __shared__ __align__(128) uint8_t shared[];
     const bool computes = threadIdx.x >= MIMO_RESIDENT_LOADERS;
     mimo_mma_team team;
-    team.shared = reinterpret_cast<float *>(shared + layout.scratch);
+    team.shared = reinterpret_cast<float *>(shared + MIMO_RESIDENT_SCRATCH);
     team.first = MIMO_RESIDENT_LOADERS;
     team.size = MIMO_RESIDENT_TEAM;
     team.barrier = MIMO_RESIDENT_BARRIER;
     team.activations = shared + layout.activations;
-    team.sums = reinterpret_cast<float *>(shared + MIMO_RESIDENT_SUMS);
+    team.sums = mimo_cuda_own_scratch(team);
     mimo_resident_cta cta = {machine, layout, lost, shared, team, computes, 0};
     if (threadIdx.x < layout.pages) {
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(cta.barrier(threadIdx.x, false)) : "memory");

@@ -8,7 +8,7 @@
 #include "cuda/op/noise.h"
 #include "cuda/tile/matrix.h"
 
-/* No logit was a number. */
+/* Some logit is no number, or none is finite. */
 #define MIMO_TILE_NO_TOKEN UINT32_MAX
 
 MIMO_BODY inline bool mimo_tile_is_better(double score, uint32_t token, const mimo_tile_best &than)
@@ -31,6 +31,10 @@ MIMO_BODY inline void mimo_tile_span(const Team &team, const mimo_tile_machine &
         for (uint32_t i = first + team.warp() * MIMO_LANES + lane; i < first + count; i += team.warps() * MIMO_LANES) {
             const uint32_t id = ids != nullptr ? ids[i] : i;
             double x = (double)logits[i];
+            if (!(x < (double)INFINITY)) { /* one that is no number, and none is chosen */
+                own = {INFINITY, MIMO_TILE_NO_TOKEN};
+                continue;
+            }
             if (r.temperature > 0.0f)
                 x = x / (double)r.temperature + mimo_cuda_gumbel(r.seed, r.stream, position, id);
             if (mimo_tile_is_better(x, id, own))
@@ -67,7 +71,7 @@ MIMO_BODY inline uint32_t mimo_tile_chosen(const mimo_tile_machine &m, uint32_t 
         if (mimo_tile_is_better(other.score, other.token, all))
             all = other;
     }
-    return all.token;
+    return all.score > -INFINITY ? all.token : MIMO_TILE_NO_TOKEN;
 }
 
 /* Spans of `count` ids in pieces of `span`. */
@@ -87,26 +91,63 @@ MIMO_BODY inline void mimo_tile_sample(const Team &team, const mimo_tile_machine
                    nullptr, task.first, task.count, step.position[t] + (uint64_t)1);
 }
 
-/* Commits what the rows say; false: some row had no number. */
+/* Commits what the rows say, up to what ends the text; false: some row had no number before that. Drafts are counted
+ * as far as they are right, whether the text ends among them or not. */
 MIMO_BODY inline bool mimo_tile_commit(const mimo_tile_machine &m, mimo_tile_round &r, const mimo_cuda_step &step)
 {
-    const uint32_t before = r.known;
-    for (uint32_t t = 0; t < step.rows && !r.done; t++) {
+    const uint32_t before = r.known, spans = mimo_tile_spans(m.target.config->vocab, m.sample_span);
+    bool numbers = true;
+    for (uint32_t t = 0; t < step.rows; t++) {
         if (step.position[t] + 1 < before)
             continue;
-        const uint32_t token = mimo_tile_chosen(m, t, mimo_tile_spans(m.target.config->vocab, m.sample_span));
-        if (token == MIMO_TILE_NO_TOKEN)
-            return false;
-        r.token[r.known++] = token;
-        for (uint32_t i = 0; i < r.stops; i++)
-            r.done |= r.stop[i] == token;
-        r.done |= r.known >= r.limit;
+        const uint32_t token = mimo_tile_chosen(m, t, spans);
+        if (token == MIMO_TILE_NO_TOKEN) {
+            numbers = r.done != 0;
+            break;
+        }
+        if (!r.done) {
+            r.token[r.known++] = token;
+            for (uint32_t i = 0; i < r.stops; i++)
+                r.done |= r.stop[i] == token;
+            r.done |= r.known >= r.limit;
+        }
         if (t + 1 >= step.rows || step.token[t + 1] != token)
             break;
         r.accepted++;
     }
     r.rounds += r.known > before;
-    return true;
+    return numbers;
+}
+
+/* One place of the mail's ring. */
+MIMO_BODY inline void mimo_tile_put(uint64_t *to, uint64_t word)
+{
+#ifdef __CUDA_ARCH__
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+#else
+    __atomic_store_n(to, word, __ATOMIC_RELEASE);
+#endif
+}
+
+MIMO_BODY inline bool mimo_tile_is_stopped(const mimo_mail *mail)
+{
+#ifdef __CUDA_ARCH__
+    uint32_t stop;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(stop) : "l"(&mail->stop) : "memory");
+    return stop != 0;
+#else
+    return __atomic_load_n(&mail->stop, __ATOMIC_ACQUIRE) != 0;
+#endif
+}
+
+/* Sends the tokens from `first` on, of a round of `rows` rows of which `accepted` drafts stood. */
+MIMO_BODY inline void mimo_tile_send(const mimo_tile_machine &m, mimo_tile_round &r, uint32_t first, uint32_t rows,
+                                     uint32_t accepted)
+{
+    for (uint32_t i = first; i < r.known; i++, r.sent++) {
+        const mimo_mail_token token = {r.token[i], accepted, rows, i + 1 == r.known};
+        mimo_tile_put(&m.mail->token[r.sent % MIMO_MAIL_TOKENS], mimo_mail_word(token, r.sent));
+    }
 }
 
 /* The target's next rows are the known tokens whose keys are not cached, from position `start` on. */
@@ -125,9 +166,14 @@ MIMO_BODY inline void mimo_tile_accept_rows(const mimo_tile_machine &m)
 {
     mimo_tile_round &r = *m.round;
     mimo_cuda_step &step = m.steps[0], &context = m.steps[1], &block = m.steps[2];
-    const uint32_t before = r.known, first = r.start, end = r.start + step.rows;
+    const uint32_t before = r.known, accepted = r.accepted, first = r.start, end = r.start + step.rows;
     if (!mimo_tile_commit(m, r, step))
         r.done = r.failed = 1;
+    if (m.mail != nullptr) {
+        mimo_tile_send(m, r, before, step.rows, r.accepted - accepted);
+        r.stopped = mimo_tile_is_stopped(m.mail);
+        r.done |= r.stopped;
+    }
     /* Rows of tokens that stand, but the last, whose keys the next step makes. */
     const uint32_t kept = end < r.known - 1 ? end : r.known - 1;
     context.rows = kept - first;

@@ -5,6 +5,7 @@
 #ifndef MIMO_CUDA_TILE_MACHINE_H
 #define MIMO_CUDA_TILE_MACHINE_H
 
+#include "cuda/mail.h"
 #include "cuda/moe.h"
 #include "cuda/op/state.h"
 #include "cuda/task.h"
@@ -31,6 +32,8 @@ typedef struct mimo_tile_round {
     float temperature; /* 0: greedy */
     uint32_t stream;
     uint64_t seed;
+    uint32_t sent;    /* tokens sent by mail since its ring was zeros */
+    uint32_t stopped; /* the host's stop word ended it */
 } mimo_tile_round;
 
 typedef struct mimo_tile_machine {
@@ -50,14 +53,17 @@ typedef struct mimo_tile_machine {
     mimo_cuda_step *steps; /* [3] of target, context, block: what their `step` points to */
     mimo_tile_round *round;
     const uint32_t *drafted; /* [V'] ids that a drafter drafts; NULL: all */
+    mimo_mail *mail;         /* NULL: tokens are not sent */
 } mimo_tile_machine;
 
-/* Floats of scratch of a team of `warps` warps. */
-static inline size_t mimo_tile_scratch_floats(uint32_t warps, uint32_t widest_head)
+/* Floats of scratch of a team of `warps` warps; heads are up to `head` wide, their values up to `value`. What bodies
+ * keep of their own also holds the sums of a tile's unit across warps (sm90/mma.h), which no body needs at the same
+ * time. */
+static inline size_t mimo_tile_scratch_floats(uint32_t warps, uint32_t head, uint32_t value)
 {
-    const size_t attend = warps * (MIMO_CUDA_CHUNK + 2 * ((size_t)widest_head + 4)),
-                 rows = MIMO_TILE_TOKENS * (size_t)widest_head;
-    return MIMO_CUDA_ROWS * 9 + (attend > rows ? attend : rows);
+    const size_t attend = warps * (MIMO_TILE_CHUNK + 2 * ((size_t)value + 4)), rows = MIMO_TILE_TOKENS * (size_t)head;
+    const size_t sums = warps * (size_t)MIMO_CUDA_CHUNK, most = attend > rows ? attend : rows;
+    return MIMO_CUDA_ROWS * 9 + (most > sums ? most : sums);
 }
 
 #endif

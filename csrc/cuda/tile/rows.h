@@ -206,10 +206,13 @@ MIMO_BODY inline void mimo_tile_attend_head(const Team &team, const mimo_cuda_st
         const uint32_t end = seen.end < first + chunk ? seen.end : first + chunk;
         uint8_t *values, *keys = mimo_cuda_kv_head(s, layer, t, g, base, &values);
         float *to = any ? part : total;
+        const size_t before = first - base, bytes = s.kv.is_float ? sizeof(float) : sizeof(uint16_t);
+        keys += before * a.head_dim * bytes;
+        values += before * Dv * bytes;
         if (s.kv.is_float)
-            mimo_cuda_attend_head<true>(team, to, q, keys, values, begin - base, end - base, a, p);
+            mimo_cuda_attend_head<true>(team, to, q, keys, values, begin - first, end - first, a, p);
         else
-            mimo_cuda_attend_head<false>(team, to, q, keys, values, begin - base, end - base, a, p);
+            mimo_cuda_attend_head<false>(team, to, q, keys, values, begin - first, end - first, a, p);
         if (any)
             mimo_tile_join(team, total, part, Dv);
         any = true;
@@ -227,8 +230,8 @@ MIMO_BODY inline void mimo_tile_attend(const Team &team, const mimo_tile_machine
     const mimo_cuda_state &s = mimo_tile_state(m, task);
     const mimo_cuda_layer &layer = s.layer[task.layer];
     const uint32_t Dv = layer.attention.v_head_dim, N = layer.attention.heads, row = Dv + 4;
-    float *own = mimo_cuda_own_scratch(team) + team.warp() * (MIMO_CUDA_CHUNK + 2 * (size_t)row);
-    float *total = own + MIMO_CUDA_CHUNK, *part = total + row;
+    float *own = mimo_cuda_own_scratch(team) + team.warp() * (MIMO_TILE_CHUNK + 2 * (size_t)row);
+    float *total = own + MIMO_TILE_CHUNK, *part = total + row;
     for (uint32_t item = team.warp(); item < s.step->rows * task.count; item += team.warps()) {
         const uint32_t t = item / task.count, head = task.first + item % task.count;
         team.meet();
@@ -254,7 +257,7 @@ MIMO_BODY inline void mimo_tile_merge(const Team &team, const mimo_tile_machine 
     const uint32_t Dv = layer.attention.v_head_dim, N = layer.attention.heads, row = Dv + 4, t = task.split;
     if (t >= s.step->rows)
         return;
-    float *total = mimo_cuda_own_scratch(team) + team.warp() * (MIMO_CUDA_CHUNK + 2 * (size_t)row);
+    float *total = mimo_cuda_own_scratch(team) + team.warp() * (size_t)row;
     for (uint32_t head = task.first + team.warp(); head < task.first + task.count; head += team.warps()) {
         bool any = false;
         for (uint32_t split = 0; split < task.splits; split++) {

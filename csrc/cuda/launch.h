@@ -1,0 +1,32 @@
+/* A CTA of the resident kernel: its threads and its shared memory. Plain C and C++, for the kernel and who launches it.
+ */
+#ifndef MIMO_CUDA_LAUNCH_H
+#define MIMO_CUDA_LAUNCH_H
+
+#include <stdint.h>
+
+#include "cuda/tile/machine.h"
+
+enum {
+    MIMO_RESIDENT_LOADERS = 128, /* threads; one of them copies */
+    MIMO_RESIDENT_TEAM = 256,    /* threads that compute */
+    MIMO_RESIDENT_WARPS = MIMO_RESIDENT_TEAM / 32,
+    MIMO_RESIDENT_FLAG = 2 * MIMO_RING_MOST * 8, /* offset of a flag, behind the barriers of full and empty places */
+    MIMO_RESIDENT_SCRATCH = (MIMO_RESIDENT_FLAG / 128 + 1) * 128, /* offset of the team's scratch */
+};
+
+/* Shared memory in bytes from its beginning: barriers and a flag, the team's scratch, activations, the ring. */
+typedef struct mimo_resident_layout {
+    uint32_t pages, page_bytes;
+    uint32_t activations, ring;
+    uint64_t patience; /* nanoseconds that a wait may take */
+} mimo_resident_layout;
+
+/* Of it, what is neither activations nor ring: heads are up to `head` wide, their values up to `value`. */
+static inline uint32_t mimo_resident_fixed_bytes(uint32_t head, uint32_t value)
+{
+    const size_t scratch = mimo_tile_scratch_floats(MIMO_RESIDENT_WARPS, head, value) * sizeof(float);
+    return MIMO_RESIDENT_SCRATCH + (uint32_t)((scratch + 127) / 128 * 128);
+}
+
+#endif
