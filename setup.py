@@ -3,8 +3,8 @@
 Why not plain setuptools: kernels of each instruction set need flags of their own, and an object must be rebuilt when a header it
 includes or a flag changes. Each object therefore keeps a depfile (from the compiler) and a record of its command line.
 
-CUDA: every .cu under csrc/cuda becomes mimo_ultraspeed/_cuda/<name>.fatbin, machine code that the core gives the driver (libcuda.so.1,
-which is opened when a model asks for device="cuda"). Nothing is linked to CUDA, so the package imports anywhere; _cuda/build.json
+CUDA: every .cu under csrc/cuda becomes mimo_ultraspeed/_cuda/<name>.fatbin, machine code that the core gives the driver
+(libcuda.so.1, which is opened when a model asks for device="cuda"). Nothing is linked to CUDA, so the package imports anywhere; _cuda/build.json
 says what was built, or why nothing was.
 
 Environment: MIMO_SANITIZE=1 builds with AddressSanitizer and UBSan; MIMO_WERROR=1 makes warnings errors; CC and CXX pick the
@@ -205,8 +205,8 @@ def cuda_archs() -> list[str]:
 
 
 class CudaBuild:
-    """Compiles csrc/cuda/**/*.cu, each into one file of machine code: for the chosen architectures, or those of them that its folder
-    (sm90) needs."""
+    """Compiles csrc/cuda/**/*.cu, each into one file of machine code: for the chosen architectures, of which its folder (sm90) may
+    need later ones."""
 
     def __init__(self, folder: Path, nvcc: Path) -> None:
         self.folder = folder
