@@ -4,8 +4,8 @@ Why not plain setuptools: kernels of each instruction set need flags of their ow
 includes or a flag changes. Each object therefore keeps a depfile (from the compiler) and a record of its command line.
 
 CUDA: every .cu under csrc/cuda becomes mimo_ultraspeed/_cuda/<name>.fatbin, machine code that the core gives the driver
-(libcuda.so.1, which is opened when a model asks for device="cuda"). Nothing is linked to CUDA, so the package imports anywhere; _cuda/build.json
-says what was built, or why nothing was.
+(libcuda.so.1, which is opened when a model asks for device="cuda"). Nothing is linked to CUDA, so the package imports anywhere;
+_cuda/build.json says what was built, or why nothing was.
 
 Environment: MIMO_SANITIZE=1 builds with AddressSanitizer and UBSan; MIMO_WERROR=1 makes warnings errors; CC and CXX pick the
 compilers; MIMO_CUDA=0 leaves CUDA out, 1 fails without it, auto (the default) builds it where nvcc is found; CUDA_HOME is where to

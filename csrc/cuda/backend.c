@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include "base/alloc.h"
 #include "base/size.h"
 #include "cuda/cuda.h"
@@ -113,6 +115,9 @@ static void cuda_close(mimo_backend *self)
         (void)!mimo_cuda_enter(&cuda->device, NULL); /* of a lost device all of this fails, and its memory is gone */
         mimo_cuda_unload(cuda);
     }
+    if (cuda->resident != NULL)
+        mimo_resident_close(cuda->resident);
+    mimo_free(cuda->resident);
     mimo_cuda_device_close(&cuda->device);
     mimo_cuda_pool_close(&cuda->kv);
     mimo_cuda_model_close(&cuda->target.model);
@@ -160,6 +165,20 @@ static void tell_memory(mimo_cuda *cuda)
     cuda->base.load_bytes = mimo_cuda_load_bytes(cuda);
 }
 
+/* Queues of the resident path, and how much memory it takes. */
+static mimo_status plan_resident(mimo_cuda *cuda, mimo_cuda_paged *paged, mimo_error *err)
+{
+    const mimo_gpu gpu = mimo_resident_gpu(&cuda->device);
+    const mimo_resident_model target = {&cuda->target.plan, &cuda->target.model},
+                              draft = {&cuda->drafter.plan, &cuda->drafter.model};
+    cuda->target.model.paged = cuda->drafter.model.paged = true;
+    MIMO_TRY(mimo_resident_plan(cuda->resident, &target, cuda->drafter.model.config != NULL ? &draft : NULL, &gpu,
+                                cuda->max_context, err));
+    *paged =
+        (mimo_cuda_paged){{cuda->resident->page_bytes[0], cuda->resident->page_bytes[1]}, cuda->resident->work_bytes};
+    return MIMO_OK;
+}
+
 static mimo_status open_models(mimo_cuda *cuda, const mimo_config *config, const mimo_weights *weights,
                                const mimo_draft *draft, mimo_error *err)
 {
@@ -169,8 +188,11 @@ static mimo_status open_models(mimo_cuda *cuda, const mimo_config *config, const
     MIMO_TRY(mimo_plan_check(&target->plan, config, err));
     if (draft != NULL)
         MIMO_TRY(mimo_cuda_draft_open(cuda, draft, err));
-    MIMO_TRY(mimo_cuda_plan_memory(&cuda->memory, config, weights, draft, cuda->exact, cuda->max_context,
-                                   cuda->device.available, err));
+    mimo_cuda_paged paged;
+    if (cuda->resident != NULL)
+        MIMO_TRY(plan_resident(cuda, &paged, err));
+    MIMO_TRY(mimo_cuda_plan_memory(&cuda->memory, config, weights, draft, cuda->resident != NULL ? &paged : NULL,
+                                   cuda->exact, cuda->max_context, cuda->device.available, err));
     mimo_cuda_places places = {0};
     mimo_cuda_place(&target->model, NULL, &places, cuda->exact, cuda->max_context);
     if (draft != NULL)
@@ -178,10 +200,23 @@ static mimo_status open_models(mimo_cuda *cuda, const mimo_config *config, const
     return MIMO_OK;
 }
 
+static mimo_status choose_path(mimo_cuda *cuda, const char *variant, mimo_error *err)
+{
+    if (variant == NULL || strcmp(variant, cuda->base.variant) == 0)
+        return MIMO_OK;
+    if (strcmp(variant, "resident") != 0)
+        return MIMO_FAIL(err, MIMO_ERR_VALUE, "variant: expected 'plain' or 'resident' on a GPU, found '%s'", variant);
+    cuda->base.variant = "resident";
+    cuda->base.decode = mimo_cuda_backend_decode;
+    cuda->base.can_decode = mimo_cuda_backend_can_decode;
+    return mimo_alloc_array(&cuda->resident, 1, sizeof *cuda->resident, "resident kernel", err);
+}
+
 static mimo_status open_parts(mimo_cuda *cuda, const mimo_config *config, const mimo_weights *weights,
                               const mimo_draft *draft, const mimo_backend_options *options, mimo_error *err)
 {
-    MIMO_TRY(mimo_cuda_device_open(&cuda->device, options->device, options->image, err));
+    MIMO_TRY(choose_path(cuda, options->variant, err));
+    MIMO_TRY(mimo_cuda_device_open(&cuda->device, options->device, options->image, cuda->resident != NULL, err));
     MIMO_TRY(open_models(cuda, config, weights, draft, err));
     MIMO_TRY(mimo_cuda_pool_open(&cuda->kv, &cuda->device, &cuda->memory, err));
     cuda->kv.ring[0] = cuda->target.model.state.kv.ring;

@@ -6,6 +6,7 @@
 #include "cuda/device.h"
 #include "cuda/kv.h"
 #include "cuda/memory.h"
+#include "cuda/resident.h"
 #include "plan/backend.h"
 #include "plan/plan.h"
 
@@ -23,6 +24,7 @@ typedef struct mimo_cuda {
     mimo_cuda_memory memory;
     mimo_cuda_pool kv;
     mimo_cuda_tape target, drafter; /* drafter.model.config is NULL without one */
+    mimo_resident *resident;        /* NULL: the plain path */
     bool exact;
     size_t max_rows;
     uint32_t max_context;
@@ -52,6 +54,10 @@ MIMO_MUST_CHECK mimo_status mimo_cuda_load(mimo_cuda *cuda, const mimo_file *fil
 uint64_t mimo_cuda_load_bytes(const mimo_cuda *cuda);
 void mimo_cuda_unload(mimo_cuda *cuda);
 
+/* load_pages.c: the pages of the resident path. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_load_pages(mimo_cuda *cuda, const mimo_file *files, atomic_uint_fast64_t *done,
+                                                 const atomic_bool *cancel, mimo_error *err);
+
 /* vectors.c: what is small. The tables are placed and cuda->host_tables is theirs. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_fill_tables(mimo_cuda *cuda, const mimo_file *files, mimo_error *err);
 /* The Markov head's matrices, on the host. */
@@ -63,9 +69,21 @@ void mimo_cuda_run(mimo_cuda *cuda, mimo_cuda_tape *tape, uint32_t first, uint32
 /* Runs the tapes once, then records them for every number of rows. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_record_tapes(mimo_cuda *cuda, mimo_error *err);
 void mimo_cuda_forget_tapes(mimo_cuda *cuda);
+/* Waits for all that is queued. */
+void mimo_cuda_settle(mimo_cuda *cuda);
+/* Logits of the i-th row that a step wants: their row among those on the device. The resident path makes every row's.
+ */
+static inline size_t mimo_cuda_logits_row(const mimo_cuda *cuda, const mimo_cuda_step *step, size_t i)
+{
+    return cuda->resident != NULL ? step->output[i] : i;
+}
 /* Runs the tape's part (0, 1: see mimo_cuda_tape.graph) for cuda->step[piece]. */
 void mimo_cuda_run_piece(mimo_cuda *cuda, mimo_cuda_tape *tape, int part, size_t piece);
 void mimo_cuda_backend_step(mimo_backend *self, const mimo_step *step);
+
+/* decode.c: of the resident path. */
+void mimo_cuda_backend_decode(mimo_backend *self, mimo_decode *decode);
+bool mimo_cuda_backend_can_decode(const mimo_backend *self, const mimo_decode *decode);
 
 /* draft.c */
 MIMO_MUST_CHECK mimo_status mimo_cuda_draft_open(mimo_cuda *cuda, const mimo_draft *draft, mimo_error *err);

@@ -48,6 +48,15 @@ mimo_status mimo_cuda_list(char (*names)[128], size_t room, size_t *count, mimo_
     return status;
 }
 
+static mimo_status ask(mimo_cuda_device *d, uint32_t *out, int attribute, mimo_error *err)
+{
+    int value = 0;
+    MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.device_attribute(&value, attribute, d->number), MIMO_ERR_UNSUPPORTED,
+                             "cannot ask what the GPU has", err));
+    *out = value > 0 ? (uint32_t)value : 1;
+    return MIMO_OK;
+}
+
 static mimo_status choose_device(mimo_cuda_device *d, uint32_t ordinal, mimo_error *err)
 {
     int count;
@@ -56,17 +65,32 @@ static mimo_status choose_device(mimo_cuda_device *d, uint32_t ordinal, mimo_err
         return MIMO_FAIL(err, MIMO_ERR_VALUE, "device: expected a GPU from 0 to %d, found %u", count - 1, ordinal);
     MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.device_get(&d->number, (int)ordinal), MIMO_ERR_UNSUPPORTED,
                              "cannot open the GPU", err));
-    int processors = 0;
     MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.device_name(d->name, sizeof d->name - 1, d->number),
                              MIMO_ERR_UNSUPPORTED, "cannot name the GPU", err));
-    MIMO_TRY(mimo_cuda_check(&d->driver,
-                             d->driver.device_attribute(&processors, MIMO_CUDA_ATTRIBUTE_PROCESSORS, d->number),
-                             MIMO_ERR_UNSUPPORTED, "cannot ask for the GPU's processors", err));
-    d->processors = processors > 0 ? (uint32_t)processors : 1;
+    MIMO_TRY(ask(d, &d->processors, MIMO_CUDA_ATTRIBUTE_PROCESSORS, err));
+    MIMO_TRY(ask(d, &d->shared_bytes, MIMO_CUDA_ATTRIBUTE_SHARED_BYTES, err));
+    return ask(d, &d->l2_bytes, MIMO_CUDA_ATTRIBUTE_L2_BYTES, err);
+}
+
+static mimo_status find_resident(mimo_cuda_device *d, mimo_error *err)
+{
+    static const char name[] = "mimo_resident";
+    MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.module_function(&d->resident, d->module, name), MIMO_ERR_UNSUPPORTED,
+                             name, err));
+    return mimo_cuda_check(
+        &d->driver, d->driver.function_attribute(d->resident, MIMO_CUDA_FUNCTION_SHARED_BYTES, (int)d->shared_bytes),
+        MIMO_ERR_UNSUPPORTED, "the GPU's shared memory for mimo_resident", err);
+}
+
+static mimo_status find_kernels(mimo_cuda_device *d, mimo_error *err)
+{
+    for (int i = 0; i < MIMO_CUDA_KERNELS; i++)
+        MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.module_function(&d->function[i], d->module, kernel_names[i]),
+                                 MIMO_ERR_UNSUPPORTED, kernel_names[i], err));
     return MIMO_OK;
 }
 
-static mimo_status load_image(mimo_cuda_device *d, const void *image, const char *path, mimo_error *err)
+static mimo_status load_image(mimo_cuda_device *d, const void *image, const char *path, bool resident, mimo_error *err)
 {
     const int result = d->driver.module_load(&d->module, image);
     if (result == MIMO_CUDA_NO_BINARY) {
@@ -78,13 +102,10 @@ static mimo_status load_image(mimo_cuda_device *d, const void *image, const char
                          major, minor, major, minor);
     }
     MIMO_TRY(mimo_cuda_check(&d->driver, result, MIMO_ERR_UNSUPPORTED, "cannot load the kernels", err));
-    for (int i = 0; i < MIMO_CUDA_KERNELS; i++)
-        MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.module_function(&d->function[i], d->module, kernel_names[i]),
-                                 MIMO_ERR_UNSUPPORTED, kernel_names[i], err));
-    return MIMO_OK;
+    return resident ? find_resident(d, err) : find_kernels(d, err);
 }
 
-static mimo_status read_image(mimo_cuda_device *d, const char *path, mimo_error *err)
+static mimo_status read_image(mimo_cuda_device *d, const char *path, bool resident, mimo_error *err)
 {
     mimo_file file;
     MIMO_TRY(mimo_file_open(&file, path, err));
@@ -93,13 +114,13 @@ static mimo_status read_image(mimo_cuda_device *d, const char *path, mimo_error 
     if (status == MIMO_OK)
         status = mimo_file_read(&file, image, 0, file.size, err);
     if (status == MIMO_OK)
-        status = load_image(d, image, path, err);
+        status = load_image(d, image, path, resident, err);
     mimo_free(image);
     mimo_file_close(&file);
     return status;
 }
 
-static mimo_status open_parts(mimo_cuda_device *d, uint32_t ordinal, const char *image, mimo_error *err)
+static mimo_status open_parts(mimo_cuda_device *d, uint32_t ordinal, const char *image, bool resident, mimo_error *err)
 {
     MIMO_TRY(mimo_cuda_driver_open(&d->driver, err));
     const mimo_cuda_driver *driver = &d->driver;
@@ -108,7 +129,7 @@ static mimo_status open_parts(mimo_cuda_device *d, uint32_t ordinal, const char 
                              "cannot make a context", err));
     d->retained = true;
     MIMO_TRY(mimo_cuda_enter(d, err));
-    MIMO_TRY(read_image(d, image, err));
+    MIMO_TRY(read_image(d, image, resident, err));
     MIMO_TRY(mimo_cuda_check(driver, driver->stream_open(&d->stream, MIMO_CUDA_STREAM_ALONE), MIMO_ERR_UNSUPPORTED,
                              "cannot make a stream", err));
     size_t available = 0, total = 0;
@@ -118,10 +139,11 @@ static mimo_status open_parts(mimo_cuda_device *d, uint32_t ordinal, const char 
     return MIMO_OK;
 }
 
-mimo_status mimo_cuda_device_open(mimo_cuda_device *device, uint32_t ordinal, const char *image, mimo_error *err)
+mimo_status mimo_cuda_device_open(mimo_cuda_device *device, uint32_t ordinal, const char *image, bool resident,
+                                  mimo_error *err)
 {
     *device = (mimo_cuda_device){0};
-    const mimo_status status = open_parts(device, ordinal, image, err);
+    const mimo_status status = open_parts(device, ordinal, image, resident, err);
     if (status != MIMO_OK)
         mimo_cuda_device_close(device);
     return status;
@@ -240,6 +262,26 @@ void mimo_cuda_queue_graph(mimo_cuda_device *device, void *graph)
 {
     if (is_usable(device))
         note(device, device->driver.graph_run(graph, device->stream), "start of a step");
+}
+
+void mimo_cuda_queue_resident(mimo_cuda_device *device, uint32_t ctas, uint32_t threads, void **parameters)
+{
+    if (is_usable(device))
+        note(device,
+             device->driver.launch_together(device->resident, ctas, 1, 1, threads, 1, 1, device->shared_bytes,
+                                            device->stream, parameters),
+             "start of the resident kernel");
+}
+
+bool mimo_cuda_is_idle(mimo_cuda_device *device)
+{
+    if (!is_usable(device))
+        return true;
+    const int result = device->driver.stream_query(device->stream);
+    if (result == MIMO_CUDA_NOT_READY)
+        return false;
+    note(device, result, "the resident kernel");
+    return true;
 }
 
 void mimo_cuda_wait(mimo_cuda_device *device)

@@ -27,8 +27,9 @@ typedef struct mimo_cuda_device {
     int number;
     bool retained;
     void *context, *module, *stream;
-    void *function[MIMO_CUDA_KERNELS];
-    uint32_t processors;
+    void *function[MIMO_CUDA_KERNELS]; /* of the plain path, or */
+    void *resident;                    /* of the resident one */
+    uint32_t processors, shared_bytes, l2_bytes;
     uint64_t available; /* bytes that were free when it was opened, kernels loaded */
     char name[128];
     mimo_error lost; /* code 0: it is not */
@@ -37,10 +38,11 @@ typedef struct mimo_cuda_device {
 /* The names of the GPUs here, the first `room` of *count. MIMO_ERR_UNSUPPORTED says what is missing. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_list(char (*names)[128], size_t room, size_t *count, mimo_error *err);
 
-/* Device number `ordinal`, and the kernels of the file `image`. MIMO_ERR_UNSUPPORTED says what is missing: a driver, a
- * GPU, kernels for its architecture. On failure nothing stays open. */
+/* Device number `ordinal`, and the kernels of the file `image`: those of the plain path, or the resident one.
+ * MIMO_ERR_UNSUPPORTED says what is missing: a driver, a GPU, kernels for its architecture. On failure nothing stays
+ * open. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_device_open(mimo_cuda_device *device, uint32_t ordinal, const char *image,
-                                                  mimo_error *err);
+                                                  bool resident, mimo_error *err);
 void mimo_cuda_device_close(mimo_cuda_device *device);
 
 /* Makes the device the calling thread's. */
@@ -67,6 +69,10 @@ void mimo_cuda_queue_over(mimo_cuda_device *device, mimo_cuda_ptr to, mimo_cuda_
 void mimo_cuda_queue_kernel(mimo_cuda_device *device, mimo_cuda_kernel kernel, uint32_t ctas, size_t scratch_bytes,
                             const mimo_cuda_state *state, uint32_t layer);
 void mimo_cuda_queue_graph(mimo_cuda_device *device, void *graph);
+/* The resident kernel, all of whose CTAs run at once or not at all. */
+void mimo_cuda_queue_resident(mimo_cuda_device *device, uint32_t ctas, uint32_t threads, void **parameters);
+/* Whether what was queued is done; also when the device is lost. */
+bool mimo_cuda_is_idle(mimo_cuda_device *device);
 /* Waits for all that was queued. */
 void mimo_cuda_wait(mimo_cuda_device *device);
 

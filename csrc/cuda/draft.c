@@ -77,7 +77,7 @@ static void run_block(mimo_cuda *cuda, const mimo_draft_step *step, size_t b)
     mimo_cuda_run_piece(cuda, &cuda->drafter, 0, b % cuda->pieces);
     for (size_t k = 0; k < step->slots; k++)
         mimo_cuda_queue_out(&cuda->device, step->logits + (b * step->slots + k) * step->logits_stride,
-                            spots->logits + k * spots->logits_stride * sizeof(float),
+                            spots->logits + mimo_cuda_logits_row(cuda, to, k) * spots->logits_stride * sizeof(float),
                             spots->logits_stride * sizeof(float));
 }
 
@@ -87,13 +87,13 @@ static void draft_step(mimo_backend *self, const mimo_draft_step *step)
     if (mimo_cuda_enter(&cuda->device, &cuda->device.lost) != MIMO_OK)
         return;
     run_contexts(cuda, step);
-    mimo_cuda_wait(&cuda->device); /* its entries of cuda->step are written again */
+    mimo_cuda_settle(cuda); /* its entries of cuda->step are written again */
     for (size_t b = 0; b < step->blocks; b++) {
         run_block(cuda, step, b);
         if ((b + 1) % cuda->pieces == 0)
-            mimo_cuda_wait(&cuda->device);
+            mimo_cuda_settle(cuda);
     }
-    mimo_cuda_wait(&cuda->device);
+    mimo_cuda_settle(cuda);
 }
 
 /* ---- the Markov head ---- */

@@ -1,15 +1,26 @@
 #include "cuda/fake.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "base/size.h"
+#include "cuda/host_ctas.h"
+#include "cuda/launch.h"
 #include "cuda/plain_host.h"
 
-enum { HEADER = 256, MOST_QUEUED = 1 << 16, SHARED_MEMORY = 48 << 10 };
+enum { HEADER = 256, MOST_QUEUED = 1 << 16, SHARED_MEMORY = 48 << 10, CTA_MEMORY = 227 << 10 };
 
-typedef enum work_kind { WORK_COPY, WORK_FILL, WORK_LAUNCH } work_kind;
+typedef enum work_kind { WORK_COPY, WORK_FILL, WORK_LAUNCH, WORK_RESIDENT } work_kind;
+
+/* What the resident kernel was launched with. */
+typedef struct resident {
+    mimo_tile_machine machine;
+    mimo_resident_layout layout;
+    mimo_mail_lost *lost;
+    uint32_t step, end;
+} resident;
 
 typedef struct work {
     work_kind kind;
@@ -17,7 +28,10 @@ typedef struct work {
     const void *from;
     size_t bytes; /* or of shared memory */
     const char *kernel;
-    mimo_cuda_state state;
+    union {
+        mimo_cuda_state state;
+        resident resident;
+    };
     uint32_t layer, ctas;
 } work;
 
@@ -32,6 +46,10 @@ static struct {
     mimo_cuda_fake_stats stats;
     bool lost, recording;
     work_list queue, record;
+    pthread_t runner; /* runs the queue beside its caller, */
+    bool runs;        /* who has asked whether it is done, */
+    atomic_bool ran;  /* which it is, */
+    int result;       /* with this */
 } fake = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 enum { OUT_OF_MEMORY = 2, INVALID_VALUE = 1 };
@@ -118,9 +136,10 @@ static int fake_device_attribute(int *value, int attribute, int device)
 {
     (void)device;
     ENTER();
-    *value = attribute == MIMO_CUDA_ATTRIBUTE_PROCESSORS ? (int)fake.options.processors
-             : attribute == MIMO_CUDA_ATTRIBUTE_MAJOR    ? 9
-                                                         : 0;
+    *value = attribute == MIMO_CUDA_ATTRIBUTE_PROCESSORS     ? (int)fake.options.processors
+             : attribute == MIMO_CUDA_ATTRIBUTE_MAJOR        ? 9
+             : attribute == MIMO_CUDA_ATTRIBUTE_SHARED_BYTES ? CTA_MEMORY
+                                                             : 0;
     return leave(0);
 }
 
@@ -316,6 +335,59 @@ static int fake_launch(void *function, unsigned grid_x, unsigned grid_y, unsigne
     return leave(queue(&item));
 }
 
+static int fake_function_attribute(void *function, int attribute, int value)
+{
+    (void)function;
+    ENTER();
+    return leave(attribute == MIMO_CUDA_FUNCTION_SHARED_BYTES && value <= CTA_MEMORY ? 0 : INVALID_VALUE);
+}
+
+static int fake_launch_together(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                                unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
+                                void **parameters)
+{
+    (void)stream;
+    ENTER();
+    work item = {.kind = WORK_RESIDENT, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
+    const bool fits = grid_x <= fake.options.processors && grid_x <= MIMO_HOST_MOST_CTAS && shared_bytes <= CTA_MEMORY;
+    if (grid_y * grid_z * block_y * block_z != 1 || !fits || block_x != MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM ||
+        strcmp(function, "mimo_resident") != 0)
+        return leave(INVALID_VALUE);
+    resident *r = &item.resident;
+    memcpy(&r->machine, parameters[0], sizeof r->machine);
+    memcpy(&r->layout, parameters[1], sizeof r->layout);
+    memcpy(&r->lost, parameters[2], sizeof r->lost);
+    memcpy(&r->step, parameters[3], sizeof r->step);
+    memcpy(&r->end, parameters[4], sizeof r->end);
+    return leave(queue(&item));
+}
+
+/* Memory of CTAs is full of NaN each time, and as short as the layout says it is. */
+static int run_resident(const work *item)
+{
+    const resident *r = &item->resident;
+    const size_t scratch = (r->layout.activations - MIMO_RESIDENT_SCRATCH) / sizeof(float);
+    const size_t ring = (size_t)r->layout.pages * MIMO_RING_PAGE;
+    if (r->layout.ring + ring > item->bytes || r->layout.page_bytes != MIMO_RING_PAGE)
+        return INVALID_VALUE;
+    mimo_host_ctas all = {.machine = &r->machine,
+                          .lost = r->lost,
+                          .patience = r->layout.patience,
+                          .ctas = item->ctas,
+                          .ring_pages = r->layout.pages,
+                          .scratch_floats = scratch};
+    const size_t scratch_bytes = all.ctas * scratch * sizeof(float);
+    uint8_t *memory = mimo_alloc(scratch_bytes + all.ctas * ring);
+    if (memory == NULL)
+        return OUT_OF_MEMORY;
+    memset(memory, 0xff, scratch_bytes + all.ctas * ring);
+    all.scratch = (float *)(void *)memory;
+    all.ring = memory + scratch_bytes;
+    mimo_host_ctas_run(&all, r->step, r->end);
+    mimo_free(memory);
+    return 0;
+}
+
 static int run(const work *item)
 {
     if (item->kind == WORK_COPY) {
@@ -328,20 +400,61 @@ static int run(const work *item)
     }
     static float scratch[SHARED_MEMORY / sizeof(float)];
     fake.stats.launches++;
+    if (item->kind == WORK_RESIDENT)
+        return run_resident(item);
     if (item->bytes > sizeof scratch)
         return INVALID_VALUE;
     return mimo_plain_host_run(item->kernel, &item->state, item->layer, item->ctas, scratch) != 0 ? 0 : INVALID_VALUE;
+}
+
+/* All that is queued, on the thread that calls or on the runner; nothing is queued meanwhile. */
+static int run_queue(void)
+{
+    int result = 0;
+    for (size_t i = 0; i < fake.queue.count && result == 0; i++)
+        result = run(&fake.queue.item[i]);
+    return result;
+}
+
+static void *run_beside(void *unused)
+{
+    (void)unused;
+    fake.result = run_queue();
+    atomic_store(&fake.ran, true);
+    return NULL;
+}
+
+static int join(void)
+{
+    pthread_join(fake.runner, NULL);
+    fake.runs = false;
+    fake.queue.count = 0;
+    return fake.result;
 }
 
 static int fake_stream_wait(void *stream)
 {
     (void)stream;
     ENTER();
-    int result = 0;
-    for (size_t i = 0; i < fake.queue.count && result == 0; i++)
-        result = run(&fake.queue.item[i]);
+    if (fake.runs)
+        return leave(join());
+    const int result = run_queue();
     fake.queue.count = 0;
     return leave(result);
+}
+
+/* Who asks lets the queue run beside him from then on. */
+static int fake_stream_query(void *stream)
+{
+    (void)stream;
+    ENTER();
+    if (fake.runs)
+        return leave(atomic_load(&fake.ran) ? join() : MIMO_CUDA_NOT_READY);
+    if (fake.queue.count == 0)
+        return leave(0);
+    atomic_store(&fake.ran, false);
+    fake.runs = pthread_create(&fake.runner, NULL, run_beside, NULL) == 0;
+    return leave(fake.runs ? MIMO_CUDA_NOT_READY : OUT_OF_MEMORY);
 }
 
 /* ---- graphs ---- */
@@ -420,6 +533,7 @@ static const mimo_cuda_driver table = {
     .module_load = fake_module_load,
     .module_unload = fake_module_unload,
     .module_function = fake_module_function,
+    .function_attribute = fake_function_attribute,
     .memory_info = fake_memory_info,
     .alloc = fake_alloc,
     .release = fake_release,
@@ -432,6 +546,7 @@ static const mimo_cuda_driver table = {
     .stream_open = fake_stream_open,
     .stream_close = fake_stream_close,
     .stream_wait = fake_stream_wait,
+    .stream_query = fake_stream_query,
     .capture_begin = fake_capture_begin,
     .capture_end = fake_capture_end,
     .graph_close = fake_graph_close,
@@ -439,6 +554,7 @@ static const mimo_cuda_driver table = {
     .graph_run = fake_graph_run,
     .graph_free = fake_graph_close,
     .launch = fake_launch,
+    .launch_together = fake_launch_together,
 };
 
 void mimo_cuda_fake_use(const mimo_cuda_fake_options *options)

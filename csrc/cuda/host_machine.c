@@ -198,9 +198,13 @@ static mimo_status open_parts(mimo_host_machine *host, const mimo_host_model *ta
     if (config != NULL)
         MIMO_TRY(open_tape(&other, draft, err));
     MIMO_TRY(mimo_lower(&host->queues, &tape, config != NULL ? &other : NULL, gpu, err));
+    host->machine.vocab = tape.config->vocab;
     host->machine.sample_span = mimo_pick_span(tape.config->vocab, gpu);
-    if (config != NULL)
+    if (config != NULL) {
         host->machine.draft_span = mimo_pick_span(config->model.vocab, gpu);
+        host->machine.draft_vocab = config->model.vocab;
+        host->machine.draft_block = config->model.block;
+    }
     MIMO_TRY(open_areas(host, target->host, err));
     MIMO_TRY(open_steps(host, target->host, draft->host, config != NULL ? config->tap : NULL, err));
     MIMO_TRY(pack_tape(host, MIMO_TAPE_TARGET, target->host, err));
@@ -250,7 +254,7 @@ void mimo_host_machine_begin(mimo_host_machine *host, const uint32_t *prompt, ui
     memcpy(r->token, prompt, count * sizeof *prompt);
     r->known = count;
     r->limit = limit;
-    r->start = r->done = r->failed = r->accepted = r->rounds = 0;
+    r->start = r->done = r->failed = r->accepted = r->rounds = r->context_begin = 0;
     steps[0].rows = (uint32_t)mimo_min(count, MIMO_TILE_TOKENS);
     for (uint32_t t = 0; t < steps[0].rows; t++) {
         steps[0].token[t] = prompt[t];

@@ -246,6 +246,8 @@ static void load_worker(void *context, mimo_worker *worker)
 static void count_matrix(void *context, const mimo_matrix *from, const mimo_cuda_matrix *to)
 {
     loader *l = context;
+    if (to->data == NULL)
+        return; /* it is in pages */
     l->items++;
     l->staging_bytes = mimo_max(l->staging_bytes, mimo_max(rows_at_once(to) * to->row_bytes, side_bytes(from, to)));
 }
@@ -253,6 +255,8 @@ static void count_matrix(void *context, const mimo_matrix *from, const mimo_cuda
 static void collect_matrix(void *context, const mimo_matrix *from, const mimo_cuda_matrix *to)
 {
     loader *l = context;
+    if (to->data == NULL)
+        return;
     l->item[l->items] = (item){from, to};
     l->first[l->items++] = l->units;
     l->units += mimo_ceil_div(from->rows, rows_at_once(to));
@@ -275,6 +279,9 @@ uint64_t mimo_cuda_load_bytes(const mimo_cuda *cuda)
 {
     uint64_t bytes = 0;
     visit_all(cuda, count_bytes, &bytes);
+    const mimo_cuda_model *target = &cuda->target.model;
+    if (cuda->resident != NULL && target->config->tied_head) /* read once more, for its pages */
+        count_bytes(&bytes, &target->weights->head, NULL);
     return bytes;
 }
 
@@ -329,12 +336,14 @@ static mimo_status allocate(mimo_cuda *cuda, mimo_error *err)
     mimo_cuda_device *device = &cuda->device;
     const uint64_t rings = MIMO_CUDA_SEQUENCES * (m->ring[0] + m->ring[1]);
     const uint64_t tables = MIMO_CUDA_SEQUENCES * (m->table[0] + m->table[1]);
-    MIMO_TRY(mimo_cuda_alloc(device, &cuda->weights, m->weights + m->embedding + m->draft_weights, "weights", err));
+    const uint64_t weights = m->weights + m->embedding + m->draft_weights - m->pages[0] - m->pages[1];
+    const uint64_t work = m->work - m->resident;
+    MIMO_TRY(mimo_cuda_alloc(device, &cuda->weights, weights, "weights", err));
     MIMO_TRY(mimo_cuda_alloc(device, &cuda->tables, m->tables, "tables", err));
-    MIMO_TRY(mimo_cuda_alloc(device, &cuda->work, m->work, "rows of a step", err));
+    MIMO_TRY(mimo_cuda_alloc(device, &cuda->work, work, "rows of a step", err));
     MIMO_TRY(mimo_cuda_alloc(device, &cuda->caches, rings + tables + m->chunks * (m->chunk[0] + m->chunk[1]),
                              "keys and values", err));
-    MIMO_TRY(zero(cuda, cuda->work, m->work, err));
+    MIMO_TRY(zero(cuda, cuda->work, work, err));
     cuda->kv.rings = cuda->caches;
     cuda->kv.tables = cuda->kv.rings + rings;
     cuda->kv.chunks = cuda->kv.tables + tables;
@@ -343,7 +352,7 @@ static mimo_status allocate(mimo_cuda *cuda, mimo_error *err)
     mimo_cuda_place(&cuda->target.model, NULL, &places, cuda->exact, cuda->max_context);
     if (cuda->drafter.model.config != NULL)
         mimo_cuda_place(&cuda->drafter.model, &cuda->target.model, &places, cuda->exact, cuda->max_context);
-    return MIMO_OK;
+    return cuda->resident != NULL ? mimo_resident_open(cuda->resident, device, err) : MIMO_OK;
 }
 
 static mimo_status allocate_host(mimo_cuda *cuda, mimo_error *err)
@@ -376,6 +385,8 @@ static mimo_status load_all(mimo_cuda *cuda, loader *l, mimo_error *err)
     MIMO_TRY(load_tables(cuda, l->files, err));
     MIMO_TRY(mimo_cuda_load_markov(cuda, l->files, err));
     MIMO_TRY(load_matrices(l, err));
+    if (cuda->resident != NULL)
+        MIMO_TRY(mimo_cuda_load_pages(cuda, l->files, l->done, l->cancel, err));
     return mimo_cuda_record_tapes(cuda, err);
 }
 
@@ -396,6 +407,8 @@ void mimo_cuda_unload(mimo_cuda *cuda)
 {
     mimo_cuda_device *device = &cuda->device;
     mimo_cuda_forget_tapes(cuda);
+    if (cuda->resident != NULL)
+        mimo_resident_shut(cuda->resident);
     mimo_cuda_release_host(device, cuda->step);
     mimo_cuda_release_host(device, cuda->features);
     mimo_cuda_release(device, &cuda->weights);

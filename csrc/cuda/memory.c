@@ -85,24 +85,32 @@ static mimo_status plan_models(mimo_cuda_memory *m, mimo_cuda_model *target, mim
         m->draft_weights = places.weights.used - m->weights - m->embedding;
         count_cache(m, 1, drafter);
     }
+    m->weights += m->pages[0];
+    m->draft_weights += m->pages[1];
     m->tables = places.tables.used;
-    m->work = places.work.used;
+    m->work = places.work.used + m->resident;
     if (places.weights.overflow || places.tables.overflow || places.work.overflow)
         return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: the model exceeds the address space");
     return count_chunks(m, err);
 }
 
 mimo_status mimo_cuda_plan_memory(mimo_cuda_memory *out, const mimo_config *config, const mimo_weights *weights,
-                                  const mimo_draft *draft, bool exact, uint32_t max_context, uint64_t available,
-                                  mimo_error *err)
+                                  const mimo_draft *draft, const mimo_cuda_paged *paged, bool exact,
+                                  uint32_t max_context, uint64_t available, mimo_error *err)
 {
     *out = (mimo_cuda_memory){.available = available};
+    if (paged != NULL) {
+        out->pages[0] = paged->pages[0];
+        out->pages[1] = paged->pages[1];
+        out->resident = paged->work;
+    }
     /* a block may begin at the last position */
     out->chunk_slots = mimo_ceil_div((size_t)max_context + (draft != NULL ? MIMO_MAX_BLOCK - 1 : 0), MIMO_CUDA_CHUNK);
     mimo_cuda_model target = {0}, drafter = {0};
     mimo_status status = mimo_cuda_model_open(&target, config, weights, NULL, err);
     if (status == MIMO_OK && draft != NULL)
         status = mimo_cuda_model_open(&drafter, &draft->config.model, &draft->weights, &draft->config, err);
+    target.paged = drafter.paged = paged != NULL;
     if (status == MIMO_OK)
         status = plan_models(out, &target, &drafter, exact, max_context, err);
     mimo_cuda_model_close(&target);

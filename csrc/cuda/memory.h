@@ -32,13 +32,22 @@ typedef struct mimo_cuda_memory {
     uint64_t chunk[2];          /* bytes of 256 positions, likewise */
     uint64_t chunk_slots;       /* entries of a table */
     uint64_t chunks;            /* of the whole pool; 0: no full layers */
+    uint64_t pages[2];          /* of weights, draft_weights: what is in pages of the resident path; */
+    uint64_t resident;          /* of work: what it has beside them */
     uint64_t spare;             /* of them beyond what positions need: a drafter's block may reach into the next one */
 } mimo_cuda_memory;
 
-/* max_context: positions of a sequence. MIMO_ERR_NOMEM with the whole table if it does not fit `available` bytes. */
+/* What the resident path has in the place of matrices as published, in bytes. */
+typedef struct mimo_cuda_paged {
+    uint64_t pages[2], work;
+} mimo_cuda_paged;
+
+/* paged: NULL on the plain path. max_context: positions of a sequence. MIMO_ERR_NOMEM with the whole table if it does
+ * not fit `available` bytes. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_plan_memory(mimo_cuda_memory *out, const mimo_config *config,
-                                                  const mimo_weights *weights, const mimo_draft *draft, bool exact,
-                                                  uint32_t max_context, uint64_t available, mimo_error *err);
+                                                  const mimo_weights *weights, const mimo_draft *draft,
+                                                  const mimo_cuda_paged *paged, bool exact, uint32_t max_context,
+                                                  uint64_t available, mimo_error *err);
 
 /* All that does not depend on how many chunks there are. */
 uint64_t mimo_cuda_fixed_bytes(const mimo_cuda_memory *m);
@@ -73,6 +82,7 @@ typedef struct mimo_cuda_model {
     const mimo_config *config;
     const mimo_weights *weights;
     const mimo_draft_config *draft; /* NULL: the target */
+    bool paged;                     /* matrices but the embedding are described and have no place of their own */
     size_t mlps;                    /* of all layers */
     mimo_cuda_layer *layer;         /* [L] as the device has them, as are the next three */
     mimo_cuda_matrix *mlp;          /* [3, mlps] */

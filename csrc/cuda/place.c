@@ -51,11 +51,13 @@ static uint64_t grid_rows(const mimo_segment *s)
     return s->rows > 0 ? (s->scale_row + s->rows - 1) / 128 - s->scale_row / 128 + 1 : 0;
 }
 
-static mimo_cuda_matrix place_matrix(mimo_cuda_places *p, const mimo_matrix *from)
+static mimo_cuda_matrix place_matrix(mimo_cuda_places *p, const mimo_matrix *from, bool paged)
 {
     mimo_cuda_matrix to = {.rows = from->rows, .cols = from->cols, .format = from->format};
     const size_t whole = mimo_round_up(from->cols, MIMO_CUDA_UNIT);
     to.row_bytes = mimo_round_up(mimo_format_row_bytes(from->format, (uint32_t)whole), 16);
+    if (paged)
+        return to;
     to.data = address(mimo_carve(&p->weights, from->rows, to.row_bytes));
     if (from->format == MIMO_FORMAT_FP8) {
         uint64_t rows = 0;
@@ -89,19 +91,19 @@ static void place_layer(mimo_cuda_model *model, mimo_cuda_places *p, uint32_t i,
     layer->k_norm = place_vector(p, &w->k_norm);
     layer->sinks = place_vector(p, &w->sinks);
     layer->router_bias = place_vector(p, &w->router_bias);
-    layer->qkv = place_matrix(p, &w->qkv);
-    layer->out = place_matrix(p, &w->out);
+    layer->qkv = place_matrix(p, &w->qkv, model->paged);
+    layer->out = place_matrix(p, &w->out, model->paged);
     if (layer->sparse)
-        layer->router = place_matrix(p, &w->router);
+        layer->router = place_matrix(p, &w->router, model->paged);
     const uint64_t first = model->spots.mlps + (uint64_t)(mlp - model->mlp) * sizeof *mlp;
     const uint64_t bytes = w->mlps * sizeof *mlp;
     layer->gate = address(first);
     layer->up = address(first + bytes);
     layer->down = address(first + 2 * bytes);
     for (uint32_t e = 0; e < w->mlps; e++) {
-        mlp[e] = place_matrix(p, &w->gate[e]);
-        mlp[w->mlps + e] = place_matrix(p, &w->up[e]);
-        mlp[2 * w->mlps + e] = place_matrix(p, &w->down[e]);
+        mlp[e] = place_matrix(p, &w->gate[e], model->paged);
+        mlp[w->mlps + e] = place_matrix(p, &w->up[e], model->paged);
+        mlp[2 * w->mlps + e] = place_matrix(p, &w->down[e], model->paged);
     }
     mimo_cuda_kv_layout *kv = &model->state.kv;
     layer->kv_offset = kv->chunk_bytes[layer->sliding];
@@ -120,7 +122,7 @@ static void place_ends(mimo_cuda_model *model, const mimo_cuda_model *target, mi
     mimo_cuda_state *s = &model->state;
     s->norm = place_vector(p, &w->norm);
     if (model->draft != NULL) {
-        model->drafter = (mimo_cuda_drafter){.fuse = place_matrix(p, &w->fuse),
+        model->drafter = (mimo_cuda_drafter){.fuse = place_matrix(p, &w->fuse, model->paged),
                                              .fuse_norm = place_vector(p, &w->fuse_norm),
                                              .mask = place_vector(p, &w->mask),
                                              .causal = {model->draft->causal[0], model->draft->causal[1]},
@@ -128,11 +130,11 @@ static void place_ends(mimo_cuda_model *model, const mimo_cuda_model *target, mi
         s->embed = target->state.embed;
     } else {
         const uint64_t before = p->weights.used;
-        s->embed = place_matrix(p, &w->embed);
+        s->embed = place_matrix(p, &w->embed, false);
         p->embedding += p->weights.used - before;
     }
     if (has_own_head(model))
-        s->head = place_matrix(p, &w->head);
+        s->head = place_matrix(p, &w->head, model->paged);
     else
         s->head = model->draft != NULL ? target->state.head : s->embed;
 }

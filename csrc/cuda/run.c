@@ -137,7 +137,7 @@ static uint32_t part_end(const mimo_cuda_tape *tape, int part)
 
 static mimo_status record(mimo_cuda *cuda, mimo_cuda_tape *tape, mimo_error *err)
 {
-    for (int part = 0; part < 2; part++)
+    for (int part = 0; part < 2 && cuda->resident == NULL; part++)
         for (uint32_t rows = 1; rows <= MIMO_CUDA_ROWS && part_end(tape, part) > 0; rows++) {
             mimo_cuda_record(&cuda->device);
             mimo_cuda_run(cuda, tape, part_begin(tape, part), part_end(tape, part), rows);
@@ -159,9 +159,15 @@ static void rehearse_tape(mimo_cuda *cuda, mimo_cuda_tape *tape, const mimo_cuda
                              .logits_stride = spots->logits_stride,
                              .features = (const float *)(uintptr_t)spots->features,
                              .features_stride = MIMO_CUDA_ROWS * (size_t)tape->model.config->hidden};
-    mimo_cuda_queue_in(&cuda->device, spots->step, step, sizeof *step);
-    mimo_cuda_run(cuda, tape, 0, tape->plan.count, 1);
-    mimo_cuda_wait(&cuda->device);
+    if (cuda->resident != NULL) {
+        if (tape == &cuda->drafter)
+            mimo_cuda_run_piece(cuda, tape, 1, 0);
+        mimo_cuda_run_piece(cuda, tape, 0, 0);
+    } else {
+        mimo_cuda_queue_in(&cuda->device, spots->step, step, sizeof *step);
+        mimo_cuda_run(cuda, tape, 0, tape->plan.count, 1);
+    }
+    mimo_cuda_settle(cuda);
 }
 
 static mimo_status rehearse(mimo_cuda *cuda, mimo_error *err)
@@ -195,11 +201,29 @@ void mimo_cuda_forget_tapes(mimo_cuda *cuda)
         }
 }
 
+/* The resident kernel's program of a part. */
+static mimo_resident_program program_of(const mimo_cuda *cuda, const mimo_cuda_tape *tape, int part, size_t outputs)
+{
+    if (tape == &cuda->drafter)
+        return part == 1 ? MIMO_RESIDENT_CONTEXT : MIMO_RESIDENT_BLOCK;
+    return outputs > 0 ? MIMO_RESIDENT_STEP : MIMO_RESIDENT_READ;
+}
+
+void mimo_cuda_settle(mimo_cuda *cuda)
+{
+    if (cuda->resident != NULL)
+        mimo_resident_wait(cuda->resident);
+    else
+        mimo_cuda_wait(&cuda->device);
+}
+
 void mimo_cuda_run_piece(mimo_cuda *cuda, mimo_cuda_tape *tape, int part, size_t piece)
 {
     const mimo_cuda_step *step = &cuda->step[piece];
     mimo_cuda_queue_in(&cuda->device, tape->model.spots.step, step, sizeof *step);
-    if (cuda->profiling)
+    if (cuda->resident != NULL)
+        mimo_resident_launch(cuda->resident, program_of(cuda, tape, part, step->outputs), 1);
+    else if (cuda->profiling)
         mimo_cuda_run(cuda, tape, part_begin(tape, part), part_end(tape, part), step->rows);
     else
         mimo_cuda_queue_graph(&cuda->device, tape->graph[part][step->rows]);
@@ -245,7 +269,8 @@ static void take_results(mimo_cuda *cuda, const piece *p, size_t outputs)
     const size_t H = cuda->target.model.config->hidden;
     for (size_t i = 0; i < outputs; i++)
         mimo_cuda_queue_out(&cuda->device, step->logits + (p->output + i) * step->logits_stride,
-                            spots->logits + i * spots->logits_stride * sizeof(float),
+                            spots->logits + mimo_cuda_logits_row(cuda, &cuda->step[p->number], i) *
+                                                spots->logits_stride * sizeof(float),
                             spots->logits_stride * sizeof(float));
     for (size_t i = 0; i < p->taps; i++)
         mimo_cuda_queue_out(&cuda->device, step->hidden + (p->tap + i) * step->hidden_stride + p->first * H,
@@ -265,7 +290,7 @@ static size_t run_rows(mimo_cuda *cuda, piece *p)
         outputs += wanted;
         p->tap += p->taps;
         if (p->tap < p->step->taps)
-            mimo_cuda_wait(&cuda->device); /* its entry of cuda->step is written again */
+            mimo_cuda_settle(cuda); /* its entry of cuda->step is written again */
     } while (p->tap < p->step->taps);
     return outputs;
 }
@@ -281,13 +306,15 @@ void mimo_cuda_backend_step(mimo_backend *self, const mimo_step *step)
         sequence->written = mimo_max(sequence->written, step->position[t] + (size_t)1);
         mimo_span_cut(&sequence->span, cuda->kv.ring[1], step->position[t]);
     }
+    const uint64_t begin = clock_ns();
     piece p = {.step = step};
     for (; p.first < step->rows; p.first += p.rows, p.number++) {
         p.rows = mimo_min(MIMO_CUDA_ROWS, step->rows - p.first);
         p.output += run_rows(cuda, &p);
     }
-    mimo_cuda_wait(&cuda->device);
+    mimo_cuda_settle(cuda);
     if (cuda->profiling) {
+        cuda->profile.total_ns += cuda->resident != NULL ? clock_ns() - begin : 0; /* of one kernel, as a whole */
         cuda->profile.steps++;
         cuda->profile.rows += step->rows;
     }

@@ -58,6 +58,14 @@ void mimo_context_add_waiting(mimo_engine *engine, mimo_draft_step *step, mimo_j
     spec->waiting = 0;
 }
 
+void mimo_context_flush(mimo_engine *engine, mimo_job *job)
+{
+    mimo_draft_step step;
+    mimo_context_begin(engine, &step);
+    mimo_context_add_waiting(engine, &step, job);
+    run(engine, &step);
+}
+
 /* All jobs' at once, as soon as one has no room for another round. */
 static void feed_waiting(mimo_engine *engine)
 {

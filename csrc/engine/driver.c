@@ -14,7 +14,7 @@ static bool can_admit(const mimo_engine *engine)
     return job != NULL && (atomic_load(&job->cancel) || mimo_budget_has_room(engine, job->limit));
 }
 
-static bool anything_to_do(const mimo_engine *engine)
+bool mimo_driver_is_wanted(const mimo_engine *engine)
 {
     if (engine->closing || engine->first_call != NULL)
         return true;
@@ -22,10 +22,20 @@ static bool anything_to_do(const mimo_engine *engine)
     for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++) {
         const mimo_job *job = engine->slot[i];
         free_slot |= job == NULL;
-        if (job != NULL && ((has_room(job) && job->ahead == NULL) || atomic_load(&job->cancel)))
+        if (job != NULL && atomic_load(&job->cancel))
             return true;
     }
     return free_slot && can_admit(engine);
+}
+
+static bool anything_to_do(const mimo_engine *engine)
+{
+    for (size_t i = 0; i < MIMO_SLOTS_JOBS; i++) {
+        const mimo_job *job = engine->slot[i];
+        if (job != NULL && has_room(job) && job->ahead == NULL)
+            return true;
+    }
+    return mimo_driver_is_wanted(engine);
 }
 
 static mimo_job *pop_waiting(mimo_engine *engine)
@@ -110,7 +120,7 @@ static void work(mimo_engine *engine)
     pthread_mutex_unlock(&engine->mutex);
     if (call != NULL)
         mimo_engine_run_call(engine, call);
-    else
+    else if (!mimo_decode_run(engine, end_running))
         mimo_round_run(engine, end_running);
     mimo_error lost = {0};
     (void)!mimo_engine_check_backend(engine, &lost);

@@ -130,7 +130,7 @@ static void verify_answer(void *context, size_t i, size_t worker)
         job->kept = 1 + engine->verdict[i].accepted;
 }
 
-static bool is_eos(const mimo_job *job, uint32_t token)
+bool mimo_job_ends_with(const mimo_job *job, uint32_t token)
 {
     for (size_t i = 0; i < job->eos_count; i++)
         if (job->eos[i] == token)
@@ -144,7 +144,7 @@ static mimo_finish emit(mimo_job *job, const mimo_verdict *verdict, size_t draft
     for (*emitted = 0; *emitted < verdict->chosen;) {
         const mimo_choice *choice = &verdict->choice[(*emitted)++];
         mimo_job_push(job, choice, verdict->accepted, drafts);
-        if (is_eos(job, choice->token))
+        if (mimo_job_ends_with(job, choice->token))
             return MIMO_FINISH_EOS;
         if (job->known == job->limit)
             return MIMO_FINISH_LENGTH;

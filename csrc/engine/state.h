@@ -169,6 +169,8 @@ MIMO_MUST_CHECK mimo_status mimo_engine_check_open(const mimo_engine *engine, mi
 MIMO_MUST_CHECK mimo_status mimo_engine_check_backend(const mimo_engine *engine, mimo_error *err);
 
 /* driver.c */
+/* Whether somebody but the jobs in slots waits for the driver, or one of them is cancelled. The mutex is held. */
+bool mimo_driver_is_wanted(const mimo_engine *engine);
 void *mimo_driver_main(void *engine);
 
 /* round.c: one step with what is drafted before it and verified after it. The driver's. */
@@ -177,6 +179,15 @@ void mimo_round_select(mimo_engine *engine);
 /* Runs the step, if any job takes part; the jobs that ended in it are handed to `end` with the mutex held. */
 void mimo_round_run(mimo_engine *engine,
                     void (*end)(mimo_engine *engine, mimo_job *job, mimo_finish finish, const mimo_error *error));
+
+/* Whether the token ends the job's answer. */
+bool mimo_job_ends_with(const mimo_job *job, uint32_t token);
+
+/* decode.c: rounds of one job by a backend that decodes by itself. */
+/* If the job that alone takes part can be decoded so, decodes it until it ends, its reader's ring is full or the driver
+ * is wanted elsewhere; false: it cannot. */
+bool mimo_decode_run(mimo_engine *engine,
+                     void (*end)(mimo_engine *engine, mimo_job *job, mimo_finish finish, const mimo_error *error));
 
 /* draft.c */
 MIMO_MUST_CHECK mimo_status mimo_drafting_open(mimo_engine *engine, mimo_error *err);
@@ -198,6 +209,9 @@ void mimo_context_take(mimo_engine *engine);
 void mimo_context_begin(mimo_engine *engine, mimo_draft_step *step);
 /* adds a job's, after running those that fill the step up. */
 void mimo_context_add_waiting(mimo_engine *engine, mimo_draft_step *step, mimo_job *job);
+
+/* Runs a job's that wait. */
+void mimo_context_flush(mimo_engine *engine, mimo_job *job);
 
 /* speculation.c */
 MIMO_MUST_CHECK mimo_status mimo_speculation_check(const mimo_engine *engine, const mimo_speculative *o,

@@ -59,13 +59,42 @@ typedef struct mimo_draft_step {
     size_t logits_stride;     /* >= round_up(V', 8), up to which is written */
 } mimo_draft_step;
 
+/* A token that a backend has decoded by itself: of a round of `rows` rows in which `accepted` drafts stood (before any
+ * cut by an end); `last` of that round. */
+typedef struct mimo_decoded {
+    uint32_t token;
+    uint8_t accepted, rows;
+    bool last;
+} mimo_decoded;
+
+/* One sequence, decoded by the backend from its last token on until it ends. The token at a position is what
+ * sample/sample.h chooses with these settings and nothing else: no penalty, no filter. */
+typedef struct mimo_decode {
+    mimo_kv *kv;          /* holds the keys and values of all tokens but the last; room for `limit` positions */
+    uint32_t token;       /* the last one, */
+    size_t known;         /* of so many */
+    size_t limit;         /* no more tokens than that; > known */
+    const uint32_t *stop; /* [stops] ids that end it */
+    size_t stops;
+    float temperature;
+    uint32_t stream;
+    uint64_t seed;
+    bool draft;   /* with the drafter, */
+    size_t width; /* and rounds of up to so many rows; 0: the backend's choice */
+    /* Gets every token, on the caller's thread. false: no more are wanted; those of rounds that have begun still come.
+     */
+    bool (*take)(void *context, const mimo_decoded *token);
+    void *context;
+    bool failed; /* afterwards: it ended because logits were no numbers */
+} mimo_decode;
+
 typedef struct mimo_backend_options {
     bool exact;       /* float activations, weights as stored; else int8 activations, BF16 and FP8 repacked to 8 bits */
     bool pin;         /* each worker stays on one core */
     uint32_t threads; /* >= 1 */
     uint32_t max_rows;    /* most rows of a step */
     uint32_t max_context; /* most positions of a sequence */
-    const char *variant;  /* kernels by name, NULL: the best that runs here */
+    const char *variant;  /* kernels by name, NULL: the best that runs here; of CUDA "plain" (NULL) or "resident" */
     uint32_t device;      /* number of the GPU, and the file of its kernels; neither is the CPU's */
     const char *image;
 } mimo_backend_options;
@@ -108,7 +137,7 @@ MIMO_MUST_CHECK mimo_status mimo_cuda_backend_open(mimo_backend **out, const mim
 
 struct mimo_backend {
     const char *name;    /* "cpu", "cuda" */
-    const char *variant; /* "avx2", ...; "plain" */
+    const char *variant; /* "avx2", ...; "plain", "resident" */
     mimo_memory memory;
 
     /* Reads and packs all weights. Raises *done towards load_bytes as it goes; soon after *cancel is set it ends with
@@ -128,6 +157,10 @@ struct mimo_backend {
     /* logits[V'] += the Markov head's bias after token `previous` (an id of the target); nothing if there is no such
      * head or it does not know the token. Any thread of `parallel`; allocates nothing. NULL without a drafter. */
     void (*draft_bias)(const mimo_backend *self, float *logits, uint32_t previous);
+    /* Decodes as mimo_decode says, with the very tokens that steps and the sampler would give; fails as `step` does.
+     * NULL where the backend cannot; can_decode: not this. */
+    void (*decode)(mimo_backend *self, mimo_decode *decode);
+    bool (*can_decode)(const mimo_backend *self, const mimo_decode *decode);
     /* Starts counting from zero (on), or stops; reads what was counted. Between steps. */
     void (*set_profile)(mimo_backend *self, bool on);
     void (*read_profile)(const mimo_backend *self, mimo_profile *out);

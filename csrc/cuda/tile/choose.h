@@ -95,7 +95,7 @@ MIMO_BODY inline void mimo_tile_sample(const Team &team, const mimo_tile_machine
  * as far as they are right, whether the text ends among them or not. */
 MIMO_BODY inline bool mimo_tile_commit(const mimo_tile_machine &m, mimo_tile_round &r, const mimo_cuda_step &step)
 {
-    const uint32_t before = r.known, spans = mimo_tile_spans(m.target.config->vocab, m.sample_span);
+    const uint32_t before = r.known, spans = mimo_tile_spans(m.vocab, m.sample_span);
     bool numbers = true;
     for (uint32_t t = 0; t < step.rows; t++) {
         if (step.position[t] + 1 < before)
@@ -183,11 +183,14 @@ MIMO_BODY inline void mimo_tile_accept_rows(const mimo_tile_machine &m)
     }
     r.start = kept;
     mimo_tile_next_rows(r, step);
-    block.rows = r.known > before && !r.done && m.block.config != nullptr ? m.block.config->block : 0;
+    block.rows = r.known > before && !r.done ? m.draft_block : 0;
     block.anchor = r.known - 1;
     block.token[0] = r.token[r.known - 1];
     for (uint32_t t = 0; t < block.rows; t++)
         block.position[t] = block.anchor + t;
+    /* What its own rows overwrite in the ring is gone. */
+    const uint32_t top = block.anchor + block.rows, ring = m.block.kv.ring, begin = r.context_begin;
+    block.context_begin = ring > 0 && top > begin + ring ? top - ring : begin;
 }
 
 template <class Team> MIMO_BODY inline void mimo_tile_accept(const Team &team, const mimo_tile_machine &m)
@@ -214,7 +217,7 @@ template <class Team> MIMO_BODY inline void mimo_tile_propose(const Team &team, 
         mimo_tile_round &r = *m.round;
         mimo_cuda_step &step = m.steps[0];
         const mimo_cuda_step &block = m.steps[2];
-        const uint32_t spans = mimo_tile_spans(m.block.config->vocab, m.draft_span);
+        const uint32_t spans = mimo_tile_spans(m.draft_vocab, m.draft_span);
         for (uint32_t slot = 1; slot < block.rows && step.rows < r.width && r.known + slot < r.limit; slot++) {
             const uint32_t token = mimo_tile_chosen(m, slot, spans);
             if (token == MIMO_TILE_NO_TOKEN)

@@ -32,8 +32,9 @@ typedef struct mimo_tile_round {
     float temperature; /* 0: greedy */
     uint32_t stream;
     uint64_t seed;
-    uint32_t sent;    /* tokens sent by mail since its ring was zeros */
-    uint32_t stopped; /* the host's stop word ended it */
+    uint32_t context_begin; /* the first position whose context the drafter's cache has */
+    uint32_t sent;          /* tokens sent by mail since its ring was zeros */
+    uint32_t stopped;       /* the host's stop word ended it */
 } mimo_tile_round;
 
 typedef struct mimo_tile_machine {
@@ -44,6 +45,8 @@ typedef struct mimo_tile_machine {
     uint32_t last, last_tasks;               /* the last stage of a round: its counter and tasks */
     uint32_t columns, pieces;                /* of H in a piece of a row, and pieces of a row */
     uint32_t sample_span, draft_span, spans; /* ids of a span, and most spans of a row */
+    uint32_t vocab, draft_vocab;             /* ids, */
+    uint32_t draft_block;                    /* and rows of a block; 0: no drafter */
     uint32_t *counter;
     float *n;       /* [T, x_stride] */
     float *squares; /* [T, pieces] sums of squares of x */
