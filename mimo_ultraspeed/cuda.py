@@ -8,15 +8,37 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cuda_device", "cuda_image", "why_cuda_is_off"]
+__all__ = ["cuda_device", "cuda_image", "cuda_path", "why_cuda_is_off"]
 
 _FOLDER = Path(__file__).resolve().parent / "_cuda"
 _UNTESTED = "MIMO_CUDA_UNTESTED"
+_PATH = "MIMO_CUDA_PATH"
+_PATHS = ("plain", "resident")
 
 
-def cuda_image() -> Path:
-    """The file of the kernels, whether it was built or not."""
-    return _FOLDER / "plain.fatbin"
+def cuda_image(path: str = "plain") -> Path:
+    """The file of a path's kernels, whether it was built or not."""
+    return _FOLDER / f"{path}.fatbin"
+
+
+def cuda_path(precision: str) -> str:
+    """The path that MIMO_CUDA_PATH names: "plain", also where it is not set, an operation a kernel; "resident", one that stays.
+
+    ValueError for others; NotImplementedError where that path was not built, or does not have the precision.
+    """
+    path = os.environ.get(_PATH) or "plain"
+    if path not in _PATHS:
+        raise ValueError(f"{_PATH}: expected 'plain' or 'resident', found {path!r}")
+    if not cuda_image(path).exists():
+        archs = ", ".join(built().get("archs", [])) or "no architecture"
+        raise NotImplementedError(
+            f"{_PATH}={path}: {cuda_image(path).name} was not built (built for {archs}; resident needs sm_90a)"
+        )
+    if path == "resident" and precision == "exact":
+        raise NotImplementedError(
+            f"precision='exact': tensor cores of {_PATH}=resident multiply rows in BF16; {_PATH}=plain multiplies in float32"
+        )
+    return path
 
 
 def built() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ._core import Engine
 from .batch import run_all
 from .checkpoint import Checkpoint
 from .config import ModelConfig
-from .cuda import cuda_device, cuda_image
+from .cuda import cuda_device, cuda_image, cuda_path
 from .default_model import DEFAULT_MODELS, ensure_default, model_folder
 from .detokenize import TextStream
 from .display import bar, size, table
@@ -99,7 +99,8 @@ class Model:
         max_context: positions of prompt and answer together; None is the model's own limit.
         pin: each worker thread stays on one core of those this process may use; for machines where nothing else runs.
         progress: bars on stderr, or in the notebook.
-        The environment variable MIMO_CPU ("ref", "avx2", "avxvnni", "avx512", "neon") forces the kernels of one instruction set.
+        The environment variable MIMO_CPU ("ref", "avx2", "avxvnni", "avx512", "neon") forces the kernels of one instruction set;
+        MIMO_CUDA_PATH ("plain", "resident") chooses how a GPU is used.
         Weights, workspace and KV caches may take what the machine and the process's cgroups have free, less a sixteenth;
         MIMO_MEMORY ("6G", "800M", "none") says otherwise. A model that does not fit is refused before anything is read.
 
@@ -108,6 +109,7 @@ class Model:
         """
         _check_arguments(precision, threads, max_context)
         gpu = cuda_device(device)
+        path = None if gpu is None else cuda_path(precision)
         checkpoint = open_checkpoint(source, revision=revision, local_files_only=local_files_only, progress=progress)
         has_tokenizer = (checkpoint.folder / "tokenizer.json").exists()
         tokenizer = Tokenizer.from_folder(checkpoint.folder) if has_tokenizer else None
@@ -121,11 +123,11 @@ class Model:
             precision=precision,
             threads=threads or 0,
             max_context=max_context or 0,
-            variant=os.environ.get("MIMO_CPU") or None if gpu is None else None,
+            variant=(os.environ.get("MIMO_CPU") or None) if path is None else path,
             memory_limit=memory_limit() if gpu is None or os.environ.get("MIMO_MEMORY") else 0,
             pin=pin,
             device=-1 if gpu is None else gpu,
-            image=None if gpu is None else str(cuda_image()),
+            image=None if path is None else str(cuda_image(path)),
         )
         try:
             model = cls(checkpoint, engine, tokenizer, drafter)
@@ -184,7 +186,7 @@ class Model:
 
     @property
     def backend(self) -> str:
-        """What runs it, as in `mimo_ultraspeed.backends()`: "cpu:avx2"; "cuda:plain" on a GPU."""
+        """What runs it, as in `mimo_ultraspeed.backends()`: "cpu:avx2"; "cuda:plain" or "cuda:resident" on a GPU."""
         return f"{self._engine.backend}:{self._engine.variant}"
 
     @property

@@ -63,6 +63,23 @@ def test_a_gpu_that_nobody_has_tried(setting: Setting, monkeypatch: pytest.Monke
     assert not table["cuda"].chosen
 
 
+def test_the_path_is_chosen_by_name(setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    setting(gpus=["GPU A"])
+    monkeypatch.delenv("MIMO_CUDA_PATH", raising=False)
+    with pytest.raises(NotImplementedError, match=r"MIMO_CUDA_PATH=plain: plain.fatbin was not built \(built for sm_90a"):
+        cuda.cuda_path("fast")
+    for path in ("plain", "resident"):
+        (tmp_path / f"{path}.fatbin").touch()
+    assert cuda.cuda_path("exact") == "plain"
+    monkeypatch.setenv("MIMO_CUDA_PATH", "resident")
+    assert cuda.cuda_path("fast") == "resident"
+    with pytest.raises(NotImplementedError, match="multiply rows in BF16; MIMO_CUDA_PATH=plain"):
+        cuda.cuda_path("exact")
+    monkeypatch.setenv("MIMO_CUDA_PATH", "persistent")
+    with pytest.raises(ValueError, match="expected 'plain' or 'resident', found 'persistent'"):
+        cuda.cuda_path("fast")
+
+
 def test_a_model_says_why(setting: Setting, tiny_path: Path) -> None:
     setting(gpus="no GPU that this process may use")
     with pytest.raises(NotImplementedError, match="no GPU that this process may use"):

@@ -14,15 +14,12 @@
 
 #include "base/target.h"
 
-enum {
-    MIMO_MAIL_TOKENS = 1 << 10, /* places of the ring */
-    MIMO_MAIL_NO_COUNTER = 0xffff
-};
+enum { MIMO_MAIL_TOKENS = 1 << 8 }; /* places of the ring */
 
 /* In the host's memory, seen by both. */
 typedef struct mimo_mail {
-    uint32_t stop;     /* the host's: not 0: the round that runs is the last */
-    uint32_t step[15]; /* [0] the kernel's: rounds over since the counters were zero; rest: its own line */
+    uint32_t stop;                    /* the host's: not 0: the round that runs is the last */
+    uint32_t unused[31];              /* the ring has lines of its own */
     uint64_t token[MIMO_MAIL_TOKENS]; /* the ring */
 } mimo_mail;
 

@@ -92,3 +92,18 @@ mimo_status mimo_cuda_spoil(mimo_backend *backend, mimo_error *err)
     mimo_free(garbage);
     return status;
 }
+
+mimo_status mimo_cuda_break(mimo_backend *backend, uint32_t program, uint32_t task, uint32_t milliseconds,
+                            mimo_error *err)
+{
+    mimo_cuda *cuda = (mimo_cuda *)backend;
+    mimo_resident *r = cuda->resident;
+    if (r == NULL || program >= MIMO_RESIDENT_PROGRAMS || task >= r->queues[program].tasks)
+        return MIMO_FAIL(err, MIMO_ERR_VALUE, "break: expected a task of a program of the resident kernel");
+    mimo_tile_task broken = r->queues[program].task[task];
+    broken.wait_count++;
+    r->patience = milliseconds * (uint64_t)1000000;
+    MIMO_TRY(mimo_cuda_enter(&cuda->device, err));
+    const mimo_tile_task *to = r->machine[program].task + task; /* of the device */
+    return mimo_cuda_write(&cuda->device, (mimo_cuda_ptr)(uintptr_t)to, &broken, sizeof broken, err);
+}

@@ -15,4 +15,9 @@ MIMO_MUST_CHECK mimo_status mimo_cuda_trace(mimo_backend *backend, const uint32_
  * for a device made up by a test, which would take the process with it. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_spoil(mimo_backend *backend, mimo_error *err);
 
+/* Lets a task of a program of the resident kernel wait for a signal that never comes, and all waits be that long.
+ * MIMO_ERR_VALUE if there is no such task. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_break(mimo_backend *backend, uint32_t program, uint32_t task,
+                                            uint32_t milliseconds, mimo_error *err);
+
 #endif

@@ -93,6 +93,22 @@ static PyObject *cuda_spoil(PyObject *self, PyObject *engine)
     Py_RETURN_NONE;
 }
 
+static PyObject *cuda_break(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *engine;
+    unsigned program, task, milliseconds;
+    if (!PyArg_ParseTuple(args, "OIII:cuda_break", &engine, &program, &task, &milliseconds))
+        return NULL;
+    mimo_error err = {0};
+    mimo_backend *backend = loaded_backend(engine);
+    if (backend == NULL)
+        return NULL;
+    if (mimo_cuda_break(backend, program, task, milliseconds, &err) != MIMO_OK)
+        return mimo_python_raise(&err);
+    Py_RETURN_NONE;
+}
+
 PyMethodDef mimo_probe_device_methods[] = {
     {"cuda_fake", (PyCFunction)(void (*)(void))cuda_fake, METH_VARARGS | METH_KEYWORDS,
      "cuda_fake(*, memory=0, processors=3, devices=1, init_result=0, module_result=0, fail_at=0, fail_result=700, "
@@ -100,6 +116,10 @@ PyMethodDef mimo_probe_device_methods[] = {
     {"cuda_fake_stats", (PyCFunction)cuda_fake_stats, METH_NOARGS, "cuda_fake_stats()\n--\n\nWhat it counted."},
     {"cuda_trace", (PyCFunction)cuda_trace, METH_VARARGS,
      "cuda_trace(engine, tokens, stop, slot)\n--\n\nThe rows of a slot after `stop` operations of a step."},
+    {"cuda_break", cuda_break, METH_VARARGS,
+     "cuda_break(engine, program, task, milliseconds)\n--\n\nLets a task of the resident kernel (program 0: rounds "
+     "with "
+     "drafts, 1: without, 2: steps) wait for a signal that never comes."},
     {"cuda_spoil", (PyCFunction)cuda_spoil, METH_O,
      "cuda_spoil(engine)\n--\n\nMakes the GPU fail in the next step. Not for a made-up driver."},
     {NULL, NULL, 0, NULL},

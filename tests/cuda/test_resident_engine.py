@@ -108,3 +108,141 @@ def test_tokens_are_the_cpus(opened: Any, name: str, temperature: float) -> None
     want = answer(cpu, prompt, 24, temperature=temperature, seed=9)
     assert answer(gpu, prompt, 24, temperature=temperature, seed=9) == want
     assert answer(gpu, prompt, 24, temperature=temperature, seed=9, speculative=True) == want
+
+
+def drained(job: Any) -> list[int]:
+    said: list[int] = []
+    while (event := job.next()) is not None:
+        said += event[0]
+    return said
+
+
+def launches() -> int:
+    return int(_probe.cuda_fake_stats()["launches"])
+
+
+def test_an_answer_is_a_few_launches(opened: Any) -> None:
+    """Rounds that the device runs by itself are not launched one by one; those that the host has to choose are."""
+    gpu = opened("mxfp4")
+    prompt = token_ids(16, seed=6)
+    before = launches()
+    assert len(answer(gpu, prompt, 60)) == 60
+    assert launches() - before == 2 + 2  # of the prompt; 59 rounds, 32 a launch
+    for options in ({"top_k": 4}, {"logprobs": 0}, {"repetition_penalty": 1.1}):
+        before = launches()
+        assert len(answer(gpu, [*prompt[:-1], 1], 4, **options)) == 4
+        assert launches() - before >= 3, options
+
+
+@pytest.mark.parametrize("width", range(1, 9))
+def test_drafts_of_every_width_change_no_token(opened: Any, width: int) -> None:
+    gpu = opened("mxfp4")
+    prompt = token_ids(12, seed=width)
+    sampling: dict[str, Any] = {"temperature": 0.9, "seed": width} if width % 2 else {}
+    want = answer(gpu, prompt, 20, **sampling)
+    job = gpu.submit(prompt, max_new_tokens=20, speculative=True, width=width, **sampling)
+    assert drained(job) == want
+    rounds = job.stats()["rounds"]
+    for drafted, accepted, emitted in zip(rounds["drafted"], rounds["accepted"], rounds["emitted"], strict=True):
+        assert 1 <= emitted <= accepted + 1 <= drafted + 1 <= width
+    assert sum(rounds["emitted"]) == 19
+
+
+def test_speculation_changes_nothing(opened: Any) -> None:
+    speculation_changes_nothing(opened("fp8-fused", precision="fast"), 2)
+
+
+def test_answers_beside_each_other(opened: Any) -> None:
+    """Several jobs go through steps, one alone through rounds of the device: the same tokens."""
+    answers_beside_each_other_are_those_alone(opened("mxfp4"), 4)
+
+
+def test_the_mail_goes_round_for_many_laps(opened: Any) -> None:
+    """Answers of more tokens than the ring has places, one after the other; a reader with little room in between."""
+    cpu, gpu = opened("bf16", "cpu"), opened("bf16")
+    prompt = token_ids(5, seed=8)
+    want = answer(cpu, prompt, 600)
+    assert answer(gpu, prompt, 600) == want
+    assert drained(gpu.submit(prompt, max_new_tokens=300, queue_bytes=1)) == want[:300]
+
+
+def test_an_end_token_ends_the_answer(opened: Any) -> None:
+    gpu = opened("mxfp4")
+    prompt = token_ids(9, seed=2)
+    want = answer(gpu, prompt, 24)
+    end = want[13]
+    for options in ({}, {"speculative": True}):
+        job = gpu.submit(prompt, max_new_tokens=24, eos=[511, end], **options)
+        assert drained(job) == want[: want.index(end) + 1]
+        assert job.finish_reason == "eos"
+    many = list(range(500, 512))  # more than the device compares with: the host does
+    assert answer(gpu, prompt, 24, eos=[*many, end])[-1] in (*many, end)
+
+
+def test_a_cancelled_answer_leaves_a_cache_that_serves(opened: Any) -> None:
+    cpu, gpu = opened("mxfp4", "cpu"), opened("mxfp4")
+    prompt = token_ids(30, seed=3)
+    job = gpu.submit(prompt, max_new_tokens=3000, speculative=True)
+    said = job.next()[0]
+    job.cancel()
+    said += drained(job)
+    assert job.finish_reason == "cancelled"
+    assert len(said) < 3000
+    again = gpu.submit(prompt + said, max_new_tokens=12, speculative=True)
+    assert drained(again) == answer(cpu, prompt + said, 12)
+    assert again.stats()["cached_tokens"] > 0
+
+
+def test_other_work_stops_a_decode(opened: Any) -> None:
+    """A call, and another answer, come in between rounds; the first answer goes on as if alone."""
+    gpu = opened("bf16")
+    prompt = token_ids(8, seed=7)
+    want = answer(gpu, prompt, 200)
+    job = gpu.submit(prompt, max_new_tokens=200)
+    said = job.next()[0]
+    assert np.isfinite(gpu.logits([1, 2, 3])).all()
+    assert len(answer(gpu, [4, 5], 6)) == 6
+    assert said + drained(job) == want
+
+
+def test_closing_ends_a_decode_and_gives_everything_back(opened: Any) -> None:
+    gpu = opened("mxfp4")
+    job = gpu.submit(token_ids(4), max_new_tokens=4000, speculative=True)
+    assert job.next() is not None
+    gpu.close()
+    drained(job)
+    assert job.finish_reason == "cancelled"
+    stats = _probe.cuda_fake_stats()
+    assert (stats["live_blocks"], stats["live_bytes"], stats["live_handles"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("program", [0, 1, 2])
+def test_a_signal_that_never_comes_loses_the_engine_and_not_the_process(opened: Any, program: int) -> None:
+    gpu = opened("mxfp4")
+    answer(gpu, [1, 2, 3], 8, speculative=True)
+    _probe.cuda_break(gpu, program, 60, 200)
+    job = gpu.submit([5, 6, 7], max_new_tokens=50, speculative=program == 0)
+    text = raises(EngineError, lambda: drained(job))
+    assert "is lost: the resident kernel: compute role of CTA" in text
+    assert "signals" in text
+    assert "is lost" in raises(EngineError, lambda: gpu.logits([1, 2]))
+    gpu.close()
+    assert _probe.cuda_fake_stats()["live_blocks"] == 0
+
+
+@pytest.mark.parametrize("after", [1, 4, 12])
+def test_a_lost_device_ends_answers_with_an_error(opened: Any, after: int) -> None:
+    gpu = opened("bf16")
+    job = gpu.submit([5, 2, 3], max_new_tokens=4000)
+    _probe.cuda_fake(memory=GB, processors=2, fail_at=after, fail_result=LOST, fail_for_good=True)
+    assert "CUDA_ERROR_FAKED (700" in raises(EngineError, lambda: drained(job))
+    gpu.close()
+
+
+def test_what_is_missing_is_said(model_path: Any, image: str) -> None:
+    arguments, _ = engine_arguments(model_path("bf16"))
+    with pytest.raises(ValueError, match="variant: expected 'plain' or 'resident' on a GPU, found 'fast'"):
+        _probe.Engine(*arguments, device=0, image=image, variant="fast")
+    _probe.cuda_fake(memory=1 << 21, processors=2)
+    with pytest.raises(MemoryError, match="does not fit on the GPU"):
+        _probe.Engine(*arguments, device=0, image=image, variant="resident")
