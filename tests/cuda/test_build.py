@@ -73,7 +73,7 @@ def test_kernels_are_built_once_and_again_when_something_changed(build: Build, t
     assert told == {"built": True, "nvcc": str(tmp_path / "home/bin/nvcc"), "version": "13.0.88", "archs": ["sm_90a"]}
     assert (tmp_path / "out/plain.fatbin").read_text() == "code\n"
     first = len(calls(tmp_path))
-    assert first == len(list((ROOT / "csrc/cuda").glob("*.cu")))
+    assert first == len(list((ROOT / "csrc/cuda").rglob("*.cu")))
     assert "code=sm_90a" in calls(tmp_path)[0]
     build()
     assert len(calls(tmp_path)) == first
@@ -84,6 +84,9 @@ def test_kernels_are_built_once_and_again_when_something_changed(build: Build, t
     os.utime(tmp_path / "header.h", (0, 0))
     assert build(MIMO_CUDA_ARCH="sm_90a,sm_100a")["archs"] == ["sm_90a", "sm_100a"]
     assert "code=sm_100a" in calls(tmp_path)[-1]
+    assert {path.name for path in (tmp_path / "out").glob("*.fatbin")} == {"plain.fatbin", "resident.fatbin"}
+    build(MIMO_CUDA_ARCH="sm_80")  # whose instructions the folder sm90 does not make do with
+    assert [path.name for path in (tmp_path / "out").glob("*.fatbin")] == ["plain.fatbin"]
 
 
 def test_cuda_can_be_left_out(build: Build, tmp_path: Path) -> None:
