@@ -22,7 +22,9 @@ bool mimo_cuda_backend_can_decode(const mimo_backend *self, const mimo_decode *d
 {
     const mimo_cuda *cuda = (const mimo_cuda *)self;
     const mimo_tile_round round;
-    return d->stops <= sizeof round.stop / sizeof *round.stop && (!d->draft || cuda->resident->has_draft);
+    /* A Markov head is the host's. */
+    const bool drafts = cuda->resident->has_draft && cuda->drafter.model.config->markov_rank == 0;
+    return d->stops <= sizeof round.stop / sizeof *round.stop && (!d->draft || drafts);
 }
 
 static void begin(mimo_cuda *cuda, const mimo_decode *d)

@@ -222,7 +222,7 @@ static mimo_status open_work(mimo_cuda_host *host, mimo_error *err)
     MIMO_TRY(take(host, &w->u, slots * w->u_stride, sizeof(float), err));
     MIMO_TRY(take(host, &w->router_logits, rows * c->experts, sizeof(float), err));
     MIMO_TRY(take(host, &w->part, rows * part * w->part_chunks, sizeof(float), err));
-    MIMO_TRY(take(host, &w->routes, 1, sizeof *w->routes, err));
+    MIMO_TRY(take(host, &w->moe, 1, sizeof *w->moe, err));
     return take(host, &host->scratch, mimo_cuda_scratch_floats(c, 1), sizeof(float), err);
 }
 

@@ -97,7 +97,7 @@ void mimo_cuda_host_run(mimo_cuda_host *host, const mimo_op *op, uint32_t tile, 
         route(team, s, layer, tile);
         break;
     case MIMO_OP_EXPERT_UP:
-        for (uint32_t i = s.work.routes->actives; i-- > 0;)
+        for (uint32_t i = s.work.moe->experts; i-- > 0;)
             tiles(s.config->expert_width, tile,
                   [&](uint32_t first, uint32_t count) { mimo_cuda_expert_up(team, s, layer, i, first, count); });
         break;

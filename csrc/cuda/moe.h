@@ -1,5 +1,5 @@
-/* The router's choice, as the expert stages read it. Made on the device by CHOOSE, in any order of threads with the
- * same result: which experts are read and who reads what is a function of the choice alone. */
+/* The router's choice, as the experts' operations read it. Sorted in any order of threads with the same result: which
+ * experts are read and who reads what is a function of the choice alone. */
 #ifndef MIMO_CUDA_MOE_H
 #define MIMO_CUDA_MOE_H
 
@@ -14,22 +14,26 @@ typedef struct mimo_moe {
     uint16_t begin[MIMO_MOE_ENTRIES + 1]; /* [experts + 1] entries of expert[i]: begin[i] .. begin[i + 1] - 1 */
     uint8_t row[MIMO_MOE_ENTRIES];        /* [entries] */
     float weight[MIMO_MOE_ENTRIES];       /* [entries] */
+    /* What it is sorted from: experts of each row, ascending, with their weights. */
+    uint16_t chosen[MIMO_MOE_ENTRIES]; /* [T, K] */
+    float share[MIMO_MOE_ENTRIES];     /* [T, K] */
+    uint8_t first[MIMO_MOE_ENTRIES];   /* [T, K] whether no row before has the expert */
 } mimo_moe;
 
-/* The choice is sorted in two passes over its entries, i < entries = T*K; each may go through them in any order or all
- * at once, but the second begins when the first has ended. chosen [T, K]: rows of distinct experts; first [entries]:
- * scratch. */
-MIMO_ANYWHERE void mimo_moe_mark(uint8_t *first, const uint16_t *chosen, uint32_t i)
+/* The choice is sorted in two passes over i < entries = T*K; each may go through them in any order or all at once, but
+ * the second begins when the first has ended. Rows of `chosen` have distinct experts. */
+MIMO_ANYWHERE void mimo_moe_mark(mimo_moe *moe, uint32_t i)
 {
     uint8_t is_first = 1;
     for (uint32_t j = 0; j < i; j++)
-        is_first &= chosen[j] != chosen[i];
-    first[i] = is_first;
+        is_first &= moe->chosen[j] != moe->chosen[i];
+    moe->first[i] = is_first;
 }
 
-MIMO_ANYWHERE void mimo_moe_place(mimo_moe *moe, const uint8_t *first, const uint16_t *chosen, const float *weight,
-                                  uint32_t entries, uint32_t K, uint32_t i)
+MIMO_ANYWHERE void mimo_moe_place(mimo_moe *moe, uint32_t entries, uint32_t K, uint32_t i)
 {
+    const uint16_t *chosen = moe->chosen;
+    const uint8_t *first = moe->first;
     uint32_t at = 0, index = 0, larger = 0;
     for (uint32_t j = 0; j < entries; j++) {
         at += chosen[j] < chosen[i] || (chosen[j] == chosen[i] && j < i);
@@ -37,7 +41,7 @@ MIMO_ANYWHERE void mimo_moe_place(mimo_moe *moe, const uint8_t *first, const uin
         larger += chosen[j] > chosen[i];
     }
     moe->row[at] = (uint8_t)(i / K);
-    moe->weight[at] = weight[i];
+    moe->weight[at] = moe->share[i];
     if (!first[i])
         return;
     moe->expert[index] = chosen[i];

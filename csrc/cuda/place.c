@@ -204,7 +204,7 @@ static void place_work(mimo_cuda_model *model, mimo_cuda_places *p, uint32_t max
     w->a = address(mimo_carve(&p->work, T * w->a_stride, sizeof(float)));
     w->u = address(mimo_carve(&p->work, T * size.u_rows * w->u_stride, sizeof(float)));
     w->router_logits = address(mimo_carve(&p->work, T * c->experts, sizeof(float)));
-    w->routes = address(mimo_carve(&p->work, 1, sizeof(mimo_cuda_routes)));
+    w->moe = address(mimo_carve(&p->work, 1, sizeof(mimo_moe)));
     w->part = address(mimo_carve(&p->work, T * size.heads * w->part_chunks, (size.v_dim + 4) * sizeof(float)));
     mimo_cuda_spots *spots = &model->spots;
     spots->logits_stride = mimo_round_up(c->vocab, MIMO_CUDA_UNIT);

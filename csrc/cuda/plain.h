@@ -151,7 +151,7 @@ MIMO_BODY inline void mimo_plain_expert_up(const Team &team, const mimo_cuda_sta
                                            uint32_t ctas)
 {
     const uint32_t F = s.config->expert_width, width = team.warps(), tiles = (F + width - 1) / width;
-    for (uint32_t item = cta; item < s.work.routes->actives * tiles; item += ctas) {
+    for (uint32_t item = cta; item < s.work.moe->experts * tiles; item += ctas) {
         const uint32_t first = item % tiles * width;
         mimo_cuda_expert_up(team, s, layer, item / tiles, first, F - first < width ? F - first : width);
     }

@@ -164,10 +164,6 @@ mimo_status mimo_resident_plan(mimo_resident *r, const mimo_resident_model *targ
                                const mimo_gpu *gpu, uint32_t positions, mimo_error *err)
 {
     *r = (mimo_resident){.gpu = *gpu, .positions = positions, .has_draft = draft != NULL, .patience = usual_patience};
-    if (draft != NULL && draft->model->config->markov_rank > 0)
-        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
-                         "CUDA: the resident path runs no drafter with a Markov head (markov_rank %u)",
-                         draft->model->config->markov_rank);
     MIMO_TRY(plan_tape(r, MIMO_TAPE_TARGET, target, err));
     if (draft != NULL)
         MIMO_TRY(plan_tape(r, MIMO_TAPE_DRAFT, draft, err));

@@ -79,16 +79,15 @@ static int put_floats(PyObject *dict, const char *name, const float *data, size_
 
 static int put_routes(PyObject *dict, const mimo_cuda_host *h)
 {
-    const mimo_cuda_routes *r = h->state.work.routes;
+    const mimo_moe *moe = h->state.work.moe;
     const size_t n = h->step.rows * (size_t)h->state.config->top_k;
-    const npy_intp entries[1] = {(npy_intp)n}, active[1] = {(npy_intp)r->actives}, first[1] = {active[0] + 1};
-    if (put(dict, "expert", NPY_UINT32, r->expert, n * 4, 1, entries) < 0 ||
-        put(dict, "weight", NPY_FLOAT32, r->weight, n * 4, 1, entries) < 0 ||
-        put(dict, "row", NPY_UINT16, r->row, n * 2, 1, entries) < 0 ||
-        put(dict, "slot", NPY_UINT16, r->slot, n * 2, 1, entries) < 0 ||
-        put(dict, "share", NPY_FLOAT32, r->share, n * 4, 1, entries) < 0 ||
-        put(dict, "active", NPY_UINT32, r->active, r->actives * (size_t)4, 1, active) < 0 ||
-        put(dict, "first", NPY_UINT32, r->first, (r->actives + (size_t)1) * 4, 1, first) < 0)
+    const npy_intp entries[1] = {(npy_intp)n}, experts[1] = {(npy_intp)moe->experts}, begin[1] = {experts[0] + 1};
+    if (put(dict, "chosen", NPY_UINT16, moe->chosen, n * 2, 1, entries) < 0 ||
+        put(dict, "share", NPY_FLOAT32, moe->share, n * 4, 1, entries) < 0 ||
+        put(dict, "row", NPY_UINT8, moe->row, n, 1, entries) < 0 ||
+        put(dict, "weight", NPY_FLOAT32, moe->weight, n * 4, 1, entries) < 0 ||
+        put(dict, "expert", NPY_UINT16, moe->expert, moe->experts * (size_t)2, 1, experts) < 0 ||
+        put(dict, "begin", NPY_UINT16, moe->begin, (moe->experts + (size_t)1) * 2, 1, begin) < 0)
         return -1;
     return 0;
 }

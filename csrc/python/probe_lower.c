@@ -43,12 +43,13 @@ static PyObject *moe_sort(PyObject *module, PyObject *args)
         mimo_python_raise(&err);
         goto done;
     }
-    uint8_t first[MIMO_MOE_ENTRIES];
     const uint32_t *at = PyArray_DATA(order);
+    memcpy(moe->chosen, PyArray_DATA(chosen), entries * sizeof *moe->chosen);
+    memcpy(moe->share, PyArray_DATA(weight), entries * sizeof *moe->share);
     for (uint32_t i = 0; i < entries; i++)
-        mimo_moe_mark(first, PyArray_DATA(chosen), at[i] % entries);
+        mimo_moe_mark(moe, at[i] % entries);
     for (uint32_t i = 0; i < entries; i++)
-        mimo_moe_place(moe, first, PyArray_DATA(chosen), PyArray_DATA(weight), entries, K, at[i] % entries);
+        mimo_moe_place(moe, entries, K, at[i] % entries);
     result = Py_BuildValue("(NNNN)", array_of(moe->expert, moe->experts, NPY_UINT16),
                            array_of(moe->begin, moe->experts + 1, NPY_UINT16), array_of(moe->row, entries, NPY_UINT8),
                            array_of(moe->weight, entries, NPY_FLOAT));

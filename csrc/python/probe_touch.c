@@ -416,9 +416,7 @@ static void choose(touching *t, uint64_t *random)
 {
     mimo_probe_cells *c = t->c;
     const uint32_t E = t->phase->op->dim[1], K = t->phase->op->dim[2], rows = 1 + mimo_probe_random(random, T);
-    static const float weight[MIMO_MOE_ENTRIES];
-    uint16_t chosen[MIMO_MOE_ENTRIES];
-    uint8_t first[MIMO_MOE_ENTRIES];
+    uint16_t *chosen = c->moe.chosen;
     for (uint32_t i = 0; i < rows * K; i++) {
         bool taken = true;
         while (taken) {
@@ -429,9 +427,9 @@ static void choose(touching *t, uint64_t *random)
         }
     }
     for (uint32_t i = 0; i < rows * K; i++)
-        mimo_moe_mark(first, chosen, i);
+        mimo_moe_mark(&c->moe, i);
     for (uint32_t i = 0; i < rows * K; i++)
-        mimo_moe_place(&c->moe, first, chosen, weight, rows * K, K, i);
+        mimo_moe_place(&c->moe, rows * K, K, i);
     const mimo_op *up = t->phase->op + 1; /* in the tape */
     mimo_probe_phase *next = &c->phase[t->index + 1];
     next[0].expected += (uint64_t)c->moe.experts * up->dim[1];

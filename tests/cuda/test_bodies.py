@@ -152,12 +152,12 @@ def check_layer(model: Model, layer: int, x: Array, rows: slice, first: int) -> 
         chosen, weight = expert_weights(w, config, layer, want["m"][rows])
         routed, up = slots(first + 4), slots(first + 5)
         near(routed["m"], want["m"][rows])
-        np.testing.assert_array_equal(routed["expert"].reshape(T, -1), chosen)
-        near(routed["weight"].reshape(T, -1), weight)
+        np.testing.assert_array_equal(routed["chosen"].reshape(T, -1), chosen)
+        near(routed["share"].reshape(T, -1), weight)
         check_routes(routed, chosen, T)
-        for entry, expert in enumerate(chosen.reshape(-1)):
-            e = f"{p}experts.{expert}."
-            m = want["m"][rows][entry // chosen.shape[1]]
+        for entry, at in enumerate(np.argsort(chosen.reshape(-1), kind="stable")):
+            e = f"{p}experts.{chosen.reshape(-1)[at]}."
+            m = want["m"][rows][at // chosen.shape[1]]
             near(
                 up["u"][entry, : config["moe_intermediate_size"]],
                 silu(m @ w[f"{e}gate_proj.weight"].T) * (m @ w[f"{e}up_proj.weight"].T),
@@ -174,12 +174,11 @@ def check_layer(model: Model, layer: int, x: Array, rows: slice, first: int) -> 
 def check_routes(routed: dict[str, Any], chosen: Array, T: int) -> None:
     """Entries by expert, then row."""
     order = np.argsort(chosen.reshape(-1), kind="stable")
-    np.testing.assert_array_equal(routed["slot"], order)
     np.testing.assert_array_equal(routed["row"], order // chosen.shape[1])
-    same_bits(routed["share"], routed["weight"][order])
-    active, first = np.unique(chosen.reshape(-1)[order], return_index=True)
-    np.testing.assert_array_equal(routed["active"], active)
-    np.testing.assert_array_equal(routed["first"], [*first, T * chosen.shape[1]])
+    same_bits(routed["weight"], routed["share"][order])
+    expert, begin = np.unique(chosen.reshape(-1)[order], return_index=True)
+    np.testing.assert_array_equal(routed["expert"], expert)
+    np.testing.assert_array_equal(routed["begin"], [*begin, T * chosen.shape[1]])
 
 
 @pytest.mark.parametrize("case", CASES)

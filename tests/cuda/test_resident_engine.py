@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "fp8-flash": {"weights": "fp8", "layout": "flash"},
     "fp8-fused": {"weights": "fp8", "layout": "fused", "draft": {"vocab": 100, "window": 24}},
     "bf16": {"weights": "bf16"},
+    "markov": {"weights": "bf16", "draft": {"vocab": 100, "markov_rank": 4}},
 }
 
 

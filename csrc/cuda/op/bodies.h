@@ -17,8 +17,8 @@
  *   OUT_PROJ       mimo_cuda_out_proj(team, s, layer, first, count)         columns of x
  *   ROUTE          mimo_cuda_route_norm(team, s, layer, first, count)       columns of m
  *                  mimo_cuda_route(team, s, layer, first, count)            router logits of experts; after all of them
- *                  mimo_cuda_route_choose(team, s, layer)                   the routes
- *   EXPERT_UP      mimo_cuda_expert_up(team, s, layer, i, first, count)     columns of u, of expert routes.active[i]
+ *                  mimo_cuda_route_choose(team, s, layer)                   the router's choice
+ *   EXPERT_UP      mimo_cuda_expert_up(team, s, layer, i, first, count)     columns of u, of expert moe.expert[i]
  *   EXPERT_DOWN    mimo_cuda_expert_down(team, s, layer, first, count)      columns of x
  *   DENSE_UP       mimo_cuda_dense_up(team, s, layer, first, count)         columns of u
  *   DENSE_DOWN     mimo_cuda_dense_down(team, s, layer, first, count)       columns of x

@@ -7,21 +7,23 @@
 
 /* Rows of M taps, H wide each, one after the other. */
 struct mimo_cuda_taps {
-    const float *row[MIMO_CUDA_ROWS];
-    size_t stride; /* from one tap to the next */
+    const float *features;
+    const uint32_t *row; /* of the features, for each row of the step */
+    size_t stride;       /* from one tap to the next */
     uint32_t H, K;
 
     MIMO_BODY void load(float x[8], uint32_t j, uint32_t unit) const
     {
         const uint32_t k = 8 * unit;
+        const float *first = features + (size_t)row[j] * H;
         if (H % 8 == 0) { /* taps are whole units, which lie as they are read */
-            const float *from = row[j] + k / H * stride + k % H;
+            const float *from = first + k / H * stride + k % H;
             for (uint32_t i = 0; i < 8; i++)
                 x[i] = from[i];
             return;
         }
         for (uint32_t i = 0; i < 8; i++)
-            x[i] = k + i < K ? row[j][(k + i) / H * stride + (k + i) % H] : 0.0f;
+            x[i] = k + i < K ? first[(k + i) / H * stride + (k + i) % H] : 0.0f;
     }
 };
 
@@ -29,10 +31,7 @@ MIMO_BODY inline mimo_cuda_taps mimo_cuda_features(const mimo_cuda_state &s)
 {
     const mimo_cuda_step &step = *s.step;
     const uint32_t H = s.config->hidden;
-    mimo_cuda_taps input = {{}, step.features_stride, H, s.config->taps * H};
-    for (uint32_t t = 0; t < MIMO_CUDA_ROWS; t++)
-        input.row[t] = step.features + (size_t)step.context_row[t < step.rows ? t : 0] * H;
-    return input;
+    return {step.features, step.context_row, step.features_stride, H, s.config->taps * H};
 }
 
 /* Columns [first, first + count) of x = fc [taps]. */

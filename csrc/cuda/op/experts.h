@@ -10,11 +10,11 @@ MIMO_BODY inline float mimo_cuda_swiglu(float gate, float up)
     return gate / (1.0f + mimo_expf(-gate)) * up;
 }
 
-/* Columns [first, first + count) of u for T rows of input; the j-th goes to row slot[j] of u. */
+/* Columns [first, first + count) of u for T rows of input, which go to rows `to` and after of u. */
 template <class Team, class Input>
 MIMO_BODY inline void mimo_cuda_up(const Team &team, const mimo_cuda_state &s, const mimo_cuda_matrix &gate,
                                    const mimo_cuda_matrix &up, uint32_t first, uint32_t count, const Input &input,
-                                   const uint16_t *slot, uint32_t T)
+                                   uint32_t to, uint32_t T)
 {
     for (uint32_t o = first + team.warp(); o < first + count; o += team.warps()) {
         const mimo_cuda_row row[2] = {mimo_cuda_row_of(gate, o), mimo_cuda_row_of(up, o)};
@@ -23,8 +23,7 @@ MIMO_BODY inline void mimo_cuda_up(const Team &team, const mimo_cuda_state &s, c
         team.lanes([&](uint32_t lane) {
             for (uint32_t t = 0; t < MIMO_CUDA_ROWS; t++)
                 if (t < T && t == lane)
-                    s.work.u[(slot != nullptr ? slot[t] : t) * s.work.u_stride + o] =
-                        mimo_cuda_swiglu(y[0][t], y[1][t]);
+                    s.work.u[(to + t) * s.work.u_stride + o] = mimo_cuda_swiglu(y[0][t], y[1][t]);
         });
     }
 }
@@ -34,12 +33,12 @@ MIMO_BODY inline void mimo_cuda_expert_up(const Team &team, const mimo_cuda_stat
                                           uint32_t first, uint32_t count)
 {
     const mimo_cuda_layer &layer = s.layer[number];
-    const mimo_cuda_routes &r = *s.work.routes;
-    const uint32_t e = r.active[i], at = r.first[i], n = r.first[i + 1] - at;
+    const mimo_moe &moe = *s.work.moe;
+    const uint32_t e = moe.expert[i], at = moe.begin[i], n = moe.begin[i + 1] - at;
     mimo_cuda_plain input = {};
     for (uint32_t j = 0; j < MIMO_CUDA_ROWS; j++)
-        input.row[j] = s.work.m + r.row[at + (j < n ? j : 0)] * s.work.x_stride;
-    mimo_cuda_up(team, s, layer.gate[e], layer.up[e], first, count, input, r.slot + at, n);
+        input.row[j] = s.work.m + moe.row[at + (j < n ? j : 0)] * s.work.x_stride;
+    mimo_cuda_up(team, s, layer.gate[e], layer.up[e], first, count, input, at, n);
 }
 
 /* x += sum over a row's experts, by id, of weight * down: the sum first. */
@@ -48,23 +47,23 @@ MIMO_BODY inline void mimo_cuda_expert_down(const Team &team, const mimo_cuda_st
                                             uint32_t count)
 {
     const mimo_cuda_layer &layer = s.layer[number];
-    const mimo_cuda_routes &r = *s.work.routes;
+    const mimo_moe &moe = *s.work.moe;
     for (uint32_t o = first + team.warp(); o < first + count; o += team.warps()) {
         float sum[MIMO_CUDA_ROWS] = {};
-        for (uint32_t i = 0; i < r.actives; i++) {
-            const mimo_cuda_matrix &down = layer.down[r.active[i]];
-            const uint32_t at = r.first[i], n = r.first[i + 1] - at;
+        for (uint32_t i = 0; i < moe.experts; i++) {
+            const mimo_cuda_matrix &down = layer.down[moe.expert[i]];
+            const uint32_t at = moe.begin[i], n = moe.begin[i + 1] - at;
             mimo_cuda_plain input = {};
             for (uint32_t j = 0; j < MIMO_CUDA_ROWS; j++)
-                input.row[j] = s.work.u + r.slot[at + (j < n ? j : 0)] * s.work.u_stride;
+                input.row[j] = s.work.u + (at + (j < n ? j : 0)) * s.work.u_stride;
             float y[1][MIMO_CUDA_ROWS];
             mimo_cuda_dot<1>(team, y, {mimo_cuda_row_of(down, o)}, down.format, down.cols, input, n);
             for (uint32_t j = 0; j < MIMO_CUDA_ROWS; j++) {
                 if (j >= n)
                     continue;
-                const float part = r.share[at + j] * y[0][j];
+                const float part = moe.weight[at + j] * y[0][j];
                 for (uint32_t t = 0; t < MIMO_CUDA_ROWS; t++) /* registers have no index */
-                    sum[t] = t == r.row[at + j] ? sum[t] + part : sum[t];
+                    sum[t] = t == moe.row[at + j] ? sum[t] + part : sum[t];
             }
         }
         team.lanes([&](uint32_t lane) {
@@ -82,7 +81,7 @@ MIMO_BODY inline void mimo_cuda_dense_up(const Team &team, const mimo_cuda_state
     const mimo_cuda_layer &layer = s.layer[number];
     const mimo_cuda_plain rows = mimo_cuda_rows(s, s.work.x, s.work.x_stride);
     const mimo_cuda_normed input = mimo_cuda_normed_rows(team, rows, layer.mlp_norm);
-    mimo_cuda_up(team, s, layer.gate[0], layer.up[0], first, count, input, nullptr, s.step->rows);
+    mimo_cuda_up(team, s, layer.gate[0], layer.up[0], first, count, input, 0, s.step->rows);
 }
 
 template <class Team>

@@ -45,12 +45,12 @@ MIMO_HD inline uint64_t mimo_cuda_score_key(float score, uint32_t id)
 /* The K experts of row t by sigmoid score plus bias, by ascending id, with their weights; by one warp. */
 template <class Team>
 MIMO_BODY inline void mimo_cuda_choose_row(const Team &team, const mimo_cuda_state &s, const mimo_cuda_layer &layer,
-                                           uint32_t t, uint32_t *chosen)
+                                           mimo_moe &moe, uint32_t t, uint32_t *chosen)
 {
     const uint32_t E = s.config->experts, K = s.config->top_k;
     const float *logits = s.work.router_logits + t * E;
-    uint32_t *expert = s.work.routes->expert + t * K;
-    float *weight = s.work.routes->weight + t * K;
+    uint16_t *expert = moe.chosen + t * K;
+    float *weight = moe.share + t * K;
     uint64_t last = UINT64_MAX;
     for (uint32_t k = 0; k < K; k++) {
         typename Team::template lane_value<uint64_t> best;
@@ -74,7 +74,7 @@ MIMO_BODY inline void mimo_cuda_choose_row(const Team &team, const mimo_cuda_sta
                                         uint32_t at = 0;
                                         for (uint32_t i = 0; i < K; i++)
                                             at += chosen[i] < chosen[k];
-                                        expert[at] = chosen[k];
+                                        expert[at] = (uint16_t)chosen[k];
                                     }
     });
     team.meet();
@@ -88,60 +88,27 @@ MIMO_BODY inline void mimo_cuda_choose_row(const Team &team, const mimo_cuda_sta
     });
 }
 
-/* Rows by expert: each entry finds its own place. */
-template <class Team> MIMO_BODY inline void mimo_cuda_group_rows(const Team &team, const mimo_cuda_state &s)
-{
-    mimo_cuda_routes *r = s.work.routes;
-    const uint32_t K = s.config->top_k, n = s.step->rows * K;
-    team.threads(n, [&](uint32_t i) {
-        const uint32_t e = r->expert[i];
-        uint32_t at = 0;
-        for (uint32_t j = 0; j < n; j++)
-            at += r->expert[j] < e || (r->expert[j] == e && j < i);
-        r->owner[at] = e;
-        r->row[at] = (uint16_t)(i / K);
-        r->slot[at] = (uint16_t)i;
-        r->share[at] = r->weight[i];
-    });
-    team.sync();
-    team.threads(n, [&](uint32_t at) {
-        /* cppcheck-suppress arrayIndexOutOfBoundsCond ; at < n, which cppcheck cannot see */
-        if (at > 0 && r->owner[at] == r->owner[at - 1])
-            return;
-        uint32_t index = 0;
-        bool last = true;
-        for (uint32_t j = 1; j < n; j++) {
-            const bool begins = r->owner[j] != r->owner[j - 1];
-            index += begins && j <= at;
-            last = last && !(begins && j > at);
-        }
-        r->active[index] = r->owner[at];
-        r->first[index] = at;
-        if (last) {
-            r->actives = index + 1;
-            r->first[index + 1] = n;
-        }
-    });
-}
-
-/* The experts of all rows, and their weights; by one team, when all router logits are there. */
+/* The experts of all rows with their weights, sorted; by one team, when all router logits are there. */
 template <class Team>
-MIMO_BODY inline void mimo_cuda_choose_rows(const Team &team, const mimo_cuda_state &s, uint32_t layer)
+MIMO_BODY inline void mimo_cuda_choose(const Team &team, const mimo_cuda_state &s, uint32_t layer, mimo_moe &moe)
 {
+    const uint32_t K = s.config->top_k, entries = s.step->rows * K;
     float *own = mimo_cuda_own_scratch(team) + team.warp() * MIMO_CUDA_CHUNK;
     uint32_t *chosen = reinterpret_cast<uint32_t *>(own); /* [K] */
     for (uint32_t t = team.warp(); t < s.step->rows; t += team.warps()) {
-        mimo_cuda_choose_row(team, s, s.layer[layer], t, chosen);
+        mimo_cuda_choose_row(team, s, s.layer[layer], moe, t, chosen);
         team.meet();
     }
     team.sync();
+    team.threads(entries, [&](uint32_t i) { mimo_moe_mark(&moe, i); });
+    team.sync();
+    team.threads(entries, [&](uint32_t i) { mimo_moe_place(&moe, entries, K, i); });
 }
 
 template <class Team>
 MIMO_BODY inline void mimo_cuda_route_choose(const Team &team, const mimo_cuda_state &s, uint32_t layer)
 {
-    mimo_cuda_choose_rows(team, s, layer);
-    mimo_cuda_group_rows(team, s);
+    mimo_cuda_choose(team, s, layer, *s.work.moe);
 }
 
 #endif

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cuda/moe.h"
 #include "model/config.h"
 
 enum {
@@ -53,19 +54,6 @@ typedef struct mimo_cuda_kv_layout {
     size_t chunk_bytes[2], head_bytes[2], value_offset[2]; /* by kind */
 } mimo_cuda_kv_layout;
 
-/* Routing of a step: for each expert in use, its rows ascending. */
-typedef struct mimo_cuda_routes {
-    uint32_t expert[MIMO_CUDA_ROWS * MIMO_MAX_TOP_K]; /* [T, K], ascending in each row */
-    float weight[MIMO_CUDA_ROWS * MIMO_MAX_TOP_K];    /* [T, K] */
-    uint32_t actives;
-    uint32_t active[MIMO_CUDA_ROWS * MIMO_MAX_TOP_K];    /* [actives] experts, ascending */
-    uint32_t first[MIMO_CUDA_ROWS * MIMO_MAX_TOP_K + 1]; /* entries of active[i] are first[i] .. first[i+1] */
-    uint16_t row[MIMO_CUDA_ROWS * MIMO_MAX_TOP_K];       /* of an entry: row of the step, */
-    uint16_t slot[MIMO_CUDA_ROWS * MIMO_MAX_TOP_K];      /* row of U: row * K + k, */
-    float share[MIMO_CUDA_ROWS * MIMO_MAX_TOP_K];        /* weight, */
-    uint32_t owner[MIMO_CUDA_ROWS * MIMO_MAX_TOP_K];     /* expert */
-} mimo_cuda_routes;
-
 /* Rows of the step. */
 typedef struct mimo_cuda_work {
     float *x;               /* [T, x_stride] residual stream */
@@ -73,10 +61,10 @@ typedef struct mimo_cuda_work {
     float *cos[2], *sin[2]; /* [T, R/2] of each attention kind */
     float *q;               /* [T, N * D] */
     float *a;               /* [T, a_stride] */
-    float *u;               /* [T * K, u_stride] or [T, u_stride] */
+    float *u;               /* [T * K, u_stride], a row an entry of moe, or [T, u_stride] */
     float *router_logits;   /* [T, E] */
     float *part;            /* [T, N, part_chunks, Dv + 4]: acc, m, l of a chunk of keys */
-    mimo_cuda_routes *routes;
+    mimo_moe *moe;          /* the router's choice */
     size_t x_stride, a_stride, u_stride, part_chunks;
 } mimo_cuda_work;
 

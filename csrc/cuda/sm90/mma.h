@@ -171,6 +171,7 @@ MIMO_BODY inline void mimo_mma_float_page(const mimo_mma_team &team, mimo_tile_s
                 if (t >= T)
                     continue;
                 input.load(x, t, column / 8);
+#pragma unroll
                 for (uint32_t j = 0; j < 8; j++) {
                     part[0][t].v = fmaf(w[0][j], x[j], part[0][t].v);
                     part[1][t].v = fmaf(w[1][j], x[j], part[1][t].v);
@@ -181,6 +182,7 @@ MIMO_BODY inline void mimo_mma_float_page(const mimo_mma_team &team, mimo_tile_s
         float sum[4] = {};
 #pragma unroll
         for (uint32_t t = 0; t < MIMO_TILE_TOKENS; t++)
+#pragma unroll
             for (uint32_t h = 0; h < 2; h++) {
                 team.sum_quads(part[h][t]);
                 sum[2 * h + t % 2] += t / 2 == c ? part[h][t].v : 0.0f;

@@ -10,6 +10,20 @@
 #include "cuda/page.h"
 #include "cuda/tile/machine.h"
 
+/* Rows of input, `stride` apart; row t is the row[t]-th, NULL: the t-th. Nothing here is indexed: it stays in
+ * registers.
+ */
+struct mimo_tile_rows {
+    const float *first;
+    size_t stride;
+    const uint8_t *row;
+
+    MIMO_BODY void load(float x[8], uint32_t t, uint32_t unit) const
+    {
+        mimo_cuda_floats(x, first + (row != nullptr ? row[t] : t) * stride + 8 * (size_t)unit);
+    }
+};
+
 /* The sums of a tile's units, of those that a warp has. */
 template <class Team> struct mimo_tile_sums {
     typename Team::template lane_value<float> v[Team::most_units][2][MIMO_TILE_TOKENS];
@@ -219,7 +233,7 @@ MIMO_BODY inline void mimo_tile_project(const Team &team, const mimo_tile_machin
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
     const mimo_cuda_layer *layer = task.layer != MIMO_NO_LAYER ? &s.layer[task.layer] : nullptr;
-    const mimo_cuda_plain normed = mimo_cuda_rows(s, m.n, s.work.x_stride);
+    const mimo_tile_rows normed = {m.n, s.work.x_stride, nullptr};
     switch (task.op_code) {
     case MIMO_OP_QKV:
         return mimo_tile_project_rows(team, m, task, ring, s, layer->qkv.format, layer->qkv.rows, normed);
@@ -227,10 +241,10 @@ MIMO_BODY inline void mimo_tile_project(const Team &team, const mimo_tile_machin
         return mimo_tile_project_rows(team, m, task, ring, s, layer->router.format, layer->router.rows, normed);
     case MIMO_OP_OUT_PROJ:
         return mimo_tile_project_rows(team, m, task, ring, s, layer->out.format, layer->out.rows,
-                                      mimo_cuda_rows(s, s.work.a, s.work.a_stride));
+                                      mimo_tile_rows{s.work.a, s.work.a_stride, nullptr});
     case MIMO_OP_DENSE_DOWN:
         return mimo_tile_project_rows(team, m, task, ring, s, layer->down[0].format, layer->down[0].rows,
-                                      mimo_cuda_rows(s, s.work.u, s.work.u_stride));
+                                      mimo_tile_rows{s.work.u, s.work.u_stride, nullptr});
     case MIMO_OP_DRAFT_CONTEXT:
         return mimo_tile_project_rows(team, m, task, ring, s, s.layer[0].qkv.format, mimo_tile_context_rows(s), normed);
     case MIMO_OP_DRAFT_FUSE:
@@ -269,7 +283,7 @@ MIMO_BODY inline void mimo_tile_dense_up(const Team &team, const mimo_tile_machi
                                          Ring &ring)
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
-    const mimo_cuda_plain input = mimo_cuda_rows(s, m.n, s.work.x_stride);
+    const mimo_tile_rows input = {m.n, s.work.x_stride, nullptr};
     const float *scale = mimo_tile_scales(team, m, s);
     mimo_tile_begin(team, input, s.step->rows, 0, task.k_count);
     for (uint32_t first = task.first; first < task.first + task.count; first += task.tile_rows)
@@ -288,9 +302,7 @@ MIMO_BODY inline void mimo_tile_expert_up(const Team &team, const mimo_tile_mach
     for (uint32_t n = task.first; n < moe.experts * tiles; n += task.count) {
         const mimo_moe_unit unit = mimo_moe_unit_at(n, tiles);
         const uint32_t at = moe.begin[unit.index], rows = moe.begin[unit.index + 1] - at;
-        mimo_cuda_plain input = {};
-        for (uint32_t j = 0; j < MIMO_TILE_TOKENS; j++)
-            input.row[j] = m.n + moe.row[at + (j < rows ? j : 0)] * s.work.x_stride;
+        const mimo_tile_rows input = {m.n, s.work.x_stride, moe.row + at};
         mimo_tile_begin(team, input, rows, 0, task.k_count);
         mimo_tile_up(team, m, task, ring, s, s.layer[task.layer].gate[moe.expert[unit.index]].format,
                      unit.tile * task.tile_rows, F, input, moe.row + at, at, rows, scale);
@@ -313,9 +325,7 @@ MIMO_BODY inline void mimo_tile_expert_down(const Team &team, const mimo_tile_ma
         if (moe.expert[index] % task.splits != task.split)
             continue;
         const uint32_t at = moe.begin[index], rows = moe.begin[index + 1] - at;
-        mimo_cuda_plain input = {};
-        for (uint32_t j = 0; j < MIMO_TILE_TOKENS; j++)
-            input.row[j] = s.work.u + (at + (j < rows ? j : 0)) * s.work.u_stride;
+        const mimo_tile_rows input = {s.work.u + at * s.work.u_stride, s.work.u_stride, nullptr};
         mimo_tile_begin(team, input, rows, 0, task.k_count);
         mimo_tile_sums<Team> sums;
         mimo_tile_clear(team, sums);

@@ -286,24 +286,14 @@ template <class Team>
 MIMO_BODY inline void mimo_tile_choose(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
-    const mimo_cuda_layer &layer = s.layer[task.layer];
-    const uint32_t E = s.config->experts, K = s.config->top_k, T = s.step->rows, splits = task.splits;
+    const uint32_t E = s.config->experts, T = s.step->rows, splits = task.splits;
     const float *scale = mimo_tile_scales(team, m, s);
     team.threads(T * E, [&](uint32_t i) {
         const uint32_t t = i / E;
         s.work.router_logits[i] = mimo_tile_partial(m, splits, E, t, i % E) * scale[t];
     });
     team.sync();
-    mimo_cuda_choose_rows(team, s, task.layer);
-    team.sync();
-    uint16_t *chosen = s.work.routes->slot;                             /* [T * K] */
-    uint8_t *first = reinterpret_cast<uint8_t *>(s.work.routes->owner); /* [T * K] */
-    team.threads(T * K, [&](uint32_t i) { chosen[i] = (uint16_t)s.work.routes->expert[i]; });
-    team.sync();
-    team.threads(T * K, [&](uint32_t i) { mimo_moe_mark(first, chosen, i); });
-    team.sync();
-    team.threads(T * K, [&](uint32_t i) { mimo_moe_place(m.moe, first, chosen, s.work.routes->weight, T * K, K, i); });
-    (void)layer;
+    mimo_cuda_choose(team, s, task.layer, *m.moe);
 }
 
 #endif
