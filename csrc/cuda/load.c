@@ -1,5 +1,4 @@
 /* From the checkpoint's files to the GPU: all workers read, check and send pieces of matrices as they are published. */
-#include "cuda/load.h"
 
 #include <float.h>
 #include <math.h>
@@ -57,7 +56,8 @@ static bool all_finite_32(const uint8_t *data, size_t count)
     return finite;
 }
 
-const char *mimo_cuda_row_fault(mimo_format format, const uint8_t *data, size_t cols)
+/* Why a row as stored is refused; NULL: it is not. */
+static const char *row_fault(mimo_format format, const uint8_t *data, size_t cols)
 {
     bool finite = true;
     if (format == MIMO_FORMAT_F32)
@@ -70,7 +70,8 @@ const char *mimo_cuda_row_fault(mimo_format format, const uint8_t *data, size_t 
     return finite ? NULL : "expected finite weights, found a NaN or an infinity";
 }
 
-const char *mimo_cuda_scale_fault(mimo_format format, const uint8_t *scales, size_t count)
+/* The same of count codes (MXFP4) or floats (FP8). */
+static const char *scale_fault(mimo_format format, const uint8_t *scales, size_t count)
 {
     if (format == MIMO_FORMAT_MXFP4) {
         uint8_t most = 0;
@@ -140,7 +141,7 @@ static mimo_status send_rows(const piece *p, mimo_error *err)
     for (size_t i = 0; i < p->rows; i++) {
         if (stored != padded)
             MIMO_TRY(mimo_file_read(file, p->staging + i * padded, at + i * stored, stored, err));
-        const char *fault = mimo_cuda_row_fault(p->from->format, p->staging + i * padded, p->from->cols);
+        const char *fault = row_fault(p->from->format, p->staging + i * padded, p->from->cols);
         if (fault != NULL)
             return fail(p, i, fault, err);
     }
@@ -153,7 +154,7 @@ static mimo_status send_mxfp4_scales(const piece *p, mimo_error *err)
     const mimo_file *file = &p->l->files[p->segment->scale_file];
     MIMO_TRY(mimo_file_read(file, p->staging, p->segment->scale + p->begin * bytes, p->rows * bytes, err));
     for (size_t i = 0; i < p->rows; i++) {
-        const char *fault = mimo_cuda_scale_fault(MIMO_FORMAT_MXFP4, p->staging + i * bytes, bytes);
+        const char *fault = scale_fault(MIMO_FORMAT_MXFP4, p->staging + i * bytes, bytes);
         if (fault != NULL)
             return fail(p, i, fault, err);
     }
@@ -169,7 +170,7 @@ static mimo_status send_fp8_scales(const piece *p, mimo_error *err)
         const size_t rows = (s->scale_row + s->rows - 1) / 128 - base + 1;
         const mimo_file *file = &p->l->files[s->scale_file];
         MIMO_TRY(mimo_file_read(file, p->staging, s->scale + base * row_bytes, rows * row_bytes, err));
-        const char *fault = mimo_cuda_scale_fault(MIMO_FORMAT_FP8, p->staging, rows * row_bytes / sizeof(float));
+        const char *fault = scale_fault(MIMO_FORMAT_FP8, p->staging, rows * row_bytes / sizeof(float));
         if (fault != NULL)
             return fail(p, 0, fault, err);
         MIMO_TRY(send(p, p->to->scales, p->grid_row * row_bytes, p->staging, rows * row_bytes, err));

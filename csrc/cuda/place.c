@@ -8,7 +8,7 @@
 
 enum { ALIGNMENT = 256, VECTOR_UNIT = 16 };
 
-uint64_t mimo_carve(mimo_carver *carver, uint64_t count, uint64_t size)
+static uint64_t carve(mimo_carver *carver, uint64_t count, uint64_t size)
 {
     const uint64_t at = carver->base + carver->used;
     size_t bytes = 0, used = carver->used;
@@ -56,15 +56,15 @@ static mimo_cuda_matrix place_matrix(mimo_cuda_places *p, const mimo_matrix *fro
     mimo_cuda_matrix to = {.rows = from->rows, .cols = from->cols, .format = from->format};
     const size_t whole = mimo_round_up(from->cols, MIMO_CUDA_UNIT);
     to.row_bytes = mimo_round_up(mimo_format_row_bytes(from->format, (uint32_t)whole), 16);
-    to.data = address(mimo_carve(&p->weights, from->rows, to.row_bytes));
+    to.data = address(carve(&p->weights, from->rows, to.row_bytes));
     if (from->format == MIMO_FORMAT_FP8) {
         uint64_t rows = 0;
         for (uint32_t i = 0; i < from->segments; i++)
             rows += grid_rows(&from->segment[i]);
-        to.scales = address(mimo_carve(&p->weights, rows, mimo_ceil_div(from->cols, 128) * sizeof(float)));
-        to.scale_row = address(mimo_carve(&p->weights, from->rows, sizeof(uint32_t)));
+        to.scales = address(carve(&p->weights, rows, mimo_ceil_div(from->cols, 128) * sizeof(float)));
+        to.scale_row = address(carve(&p->weights, from->rows, sizeof(uint32_t)));
     } else if (from->format == MIMO_FORMAT_MXFP4) {
-        to.scales = address(mimo_carve(&p->weights, from->rows, from->cols / 32));
+        to.scales = address(carve(&p->weights, from->rows, from->cols / 32));
     }
     return to;
 }
@@ -73,7 +73,7 @@ static const float *place_vector(mimo_cuda_places *p, const mimo_vector *from)
 {
     if (from->length == 0)
         return NULL;
-    return address(mimo_carve(&p->tables, mimo_round_up(from->length, VECTOR_UNIT), sizeof(float)));
+    return address(carve(&p->tables, mimo_round_up(from->length, VECTOR_UNIT), sizeof(float)));
 }
 
 static void place_layer(mimo_cuda_model *model, mimo_cuda_places *p, uint32_t i, mimo_cuda_matrix *mlp)
@@ -189,29 +189,29 @@ static void place_work(mimo_cuda_model *model, mimo_cuda_places *p, uint32_t max
                           .u_stride = mimo_round_up(size.u, MIMO_CUDA_UNIT),
                           /* one more where the keys begin within a chunk, one for a block beyond the context */
                           .part_chunks = max_context / MIMO_CUDA_CHUNK + 3};
-    w->x = address(mimo_carve(&p->work, T * w->x_stride, sizeof(float)));
-    w->m = address(mimo_carve(&p->work, T * w->x_stride, sizeof(float)));
+    w->x = address(carve(&p->work, T * w->x_stride, sizeof(float)));
+    w->m = address(carve(&p->work, T * w->x_stride, sizeof(float)));
     for (int kind = 0; kind < 2; kind++) {
         if (size.half[kind] == 0)
             continue;
-        w->cos[kind] = address(mimo_carve(&p->work, T * size.half[kind], sizeof(float)));
-        w->sin[kind] = address(mimo_carve(&p->work, T * size.half[kind], sizeof(float)));
-        model->state.frequency[kind] = address(mimo_carve(&p->tables, size.half[kind], sizeof(float)));
+        w->cos[kind] = address(carve(&p->work, T * size.half[kind], sizeof(float)));
+        w->sin[kind] = address(carve(&p->work, T * size.half[kind], sizeof(float)));
+        model->state.frequency[kind] = address(carve(&p->tables, size.half[kind], sizeof(float)));
     }
-    w->q = address(mimo_carve(&p->work, T * size.q, sizeof(float)));
-    w->a = address(mimo_carve(&p->work, T * w->a_stride, sizeof(float)));
-    w->u = address(mimo_carve(&p->work, T * size.u_rows * w->u_stride, sizeof(float)));
-    w->router_logits = address(mimo_carve(&p->work, T * c->experts, sizeof(float)));
-    w->routes = address(mimo_carve(&p->work, 1, sizeof(mimo_cuda_routes)));
-    w->part = address(mimo_carve(&p->work, T * size.heads * w->part_chunks, (size.v_dim + 4) * sizeof(float)));
+    w->q = address(carve(&p->work, T * size.q, sizeof(float)));
+    w->a = address(carve(&p->work, T * w->a_stride, sizeof(float)));
+    w->u = address(carve(&p->work, T * size.u_rows * w->u_stride, sizeof(float)));
+    w->router_logits = address(carve(&p->work, T * c->experts, sizeof(float)));
+    w->routes = address(carve(&p->work, 1, sizeof(mimo_cuda_routes)));
+    w->part = address(carve(&p->work, T * size.heads * w->part_chunks, (size.v_dim + 4) * sizeof(float)));
     mimo_cuda_spots *spots = &model->spots;
     spots->logits_stride = mimo_round_up(c->vocab, MIMO_CUDA_UNIT);
-    spots->step = mimo_carve(&p->work, 1, sizeof(mimo_cuda_step));
-    spots->logits = mimo_carve(&p->work, T * spots->logits_stride, sizeof(float));
+    spots->step = carve(&p->work, 1, sizeof(mimo_cuda_step));
+    spots->logits = carve(&p->work, T * spots->logits_stride, sizeof(float));
     if (model->draft != NULL)
-        spots->features = mimo_carve(&p->work, T * c->taps * c->hidden, sizeof(float));
+        spots->features = carve(&p->work, T * c->taps * c->hidden, sizeof(float));
     else
-        spots->hidden = mimo_carve(&p->work, T * MIMO_MAX_TAPS * c->hidden, sizeof(float));
+        spots->hidden = carve(&p->work, T * MIMO_MAX_TAPS * c->hidden, sizeof(float));
 }
 
 void mimo_cuda_place(mimo_cuda_model *model, const mimo_cuda_model *target, mimo_cuda_places *p, bool exact,
@@ -220,11 +220,11 @@ void mimo_cuda_place(mimo_cuda_model *model, const mimo_cuda_model *target, mimo
     const mimo_config *c = model->config;
     model->state = (mimo_cuda_state){0};
     model->spots = (mimo_cuda_spots){0};
-    model->spots.config = mimo_carve(&p->tables, 1, sizeof *c);
-    model->spots.layers = mimo_carve(&p->tables, c->layers, sizeof *model->layer);
-    model->spots.mlps = mimo_carve(&p->tables, 3 * model->mlps, sizeof *model->mlp);
+    model->spots.config = carve(&p->tables, 1, sizeof *c);
+    model->spots.layers = carve(&p->tables, c->layers, sizeof *model->layer);
+    model->spots.mlps = carve(&p->tables, 3 * model->mlps, sizeof *model->mlp);
     if (model->draft != NULL)
-        model->spots.drafter = mimo_carve(&p->tables, 1, sizeof model->drafter);
+        model->spots.drafter = carve(&p->tables, 1, sizeof model->drafter);
     place_kv(model, exact);
     mimo_cuda_matrix *mlp = model->mlp;
     for (uint32_t i = 0; i < c->layers; mlp += 3 * (size_t)model->weights->layer[i++].mlps)
