@@ -57,7 +57,7 @@ class GenerationArguments(TypedDict, total=False):
     enable_thinking: bool | None
     """Handed to the chat template; None leaves it to the template."""
     speculative: bool | None
-    """False turns drafting off. It never changes what the model says."""
+    """False turns drafting off; options that ask for something of drafts are then errors. It never changes what the model says."""
     width: int | None
     """Tokens verified in a round, the last known one included, 1 to the drafter's block (8 without a drafter). Default: in every
     round as many as pay, by the drafter's confidence and the step times of this machine."""
@@ -163,6 +163,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "simulate_acceptance": lambda name, v: _number(name, v, "a number of 1 or more", lambda x: x >= 1),
     "raw": _flag,
 }
+_ABOUT_DRAFTS = ("width", "lookup", "verify", "argmax_drafts", "simulate_acceptance")
 _OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -251,8 +252,8 @@ class GenerationOptions:
         values["temperature"], sources["temperature"] = _temperature(given, defaults, n)
         if "seed" not in given:
             values["seed"], sources["seed"] = int.from_bytes(os.urandom(4), "little"), "fresh"
-        if not values["speculative"] and values["simulate_acceptance"] is not None:
-            raise ValueError("simulate_acceptance: it simulates speculative decoding, which speculative=False turns off")
+        if not values["speculative"] and (idle := [name for name in _ABOUT_DRAFTS if given.get(name)]):
+            raise ValueError(f"{idle[0]}: it is about drafts, which speculative=False turns off")
         ignore_eos = values.pop("ignore_eos")
         sources["eos"] = "call" if ignore_eos else "model"
         sources.pop("ignore_eos")

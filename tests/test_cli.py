@@ -177,6 +177,17 @@ def test_errors_are_one_line_and_debug_shows_more(capsys: pytest.CaptureFixture[
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["generate", "hello"], ["chat"]])
+@pytest.mark.parametrize("asked", [["--width", "4"], ["--lookup"]])
+def test_options_that_contradict_are_told_before_a_model_is_opened(
+    command: list[str], asked: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "missing")
+    assert main([*command, "--model", missing, "--no-speculative", *asked]) == 1
+    name = asked[0].removeprefix("--")
+    assert capsys.readouterr().err == f"error: {name}: it is about drafts, which speculative=False turns off\n"
+
+
 @pytest.mark.parametrize("words", [[], ["wrong"], ["generate", "--temperature", "hot"], ["info"]])
 def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

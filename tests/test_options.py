@@ -144,6 +144,20 @@ def test_both_names_of_one_option() -> None:
         resolve(max_tokens=1, max_new_tokens=1)
 
 
+@pytest.mark.parametrize(
+    "asked", [{"width": 4}, {"lookup": True}, {"verify": "rejection"}, {"argmax_drafts": True}, {"simulate_acceptance": 2.0}]
+)
+def test_asking_for_drafts_while_turning_them_off_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(asked))}: it is about drafts, which speculative=False turns off$"):
+        resolve(speculative=False, **asked)
+    assert resolve(speculative=True, **asked).speculative
+
+
+def test_turning_off_twice_is_no_contradiction() -> None:
+    options = resolve(speculative=False, lookup=False, argmax_drafts=False)
+    assert not options.speculative and not options.lookup
+
+
 def test_several_greedy_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="n: 4 greedy answers would all be the same"):
         resolve(n=4, temperature=0)

@@ -89,7 +89,10 @@ def test_drafts_options_out_of_range(tiny_model: mu.Model) -> None:
         ({"verify": "typical"}, "verify: expected 'coupled' or 'rejection', found 'typical'"),
         ({"simulate_acceptance": 8.5}, "simulate_acceptance: expected at most the 8 tokens of a round, found 8.5"),
         ({"simulate_acceptance": 0.5}, "simulate_acceptance: expected a number of 1 or more, found 0.5"),
-        ({"simulate_acceptance": 2, "speculative": False}, "simulate_acceptance: it simulates speculative decoding"),
+        (
+            {"simulate_acceptance": 2, "speculative": False},
+            "simulate_acceptance: it is about drafts, which speculative=False turns off",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             tiny_model.stream(PROMPT, **options)  # type: ignore[arg-type]

@@ -13,7 +13,6 @@
 
 #define ALIGNMENT 64u
 #define MAP_FROM ((size_t)256 << 10)
-#define HUGE_FROM ((size_t)4 << 20)
 
 /* Stored in the cache line before each block. */
 typedef struct header {
@@ -61,9 +60,6 @@ static char *map_block(size_t bytes)
     char *base = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED)
         return NULL;
-    /* Advice only: a kernel without transparent huge pages still serves the block. */
-    if (bytes >= HUGE_FROM)
-        (void)madvise(base, total, MADV_HUGEPAGE);
     *(header *)(void *)base = (header){.bytes = bytes, .mapped = total};
     return base;
 }
@@ -86,6 +82,14 @@ void *mimo_alloc(size_t bytes)
     while (peak < live && !atomic_compare_exchange_weak(&peak_bytes, &peak, live)) {
     }
     return base + ALIGNMENT;
+}
+
+void mimo_alloc_will_fill(void *block)
+{
+    char *base = (char *)block - ALIGNMENT;
+    const header block_header = *(const header *)(const void *)base;
+    if (block_header.mapped > 0) /* a kernel without transparent huge pages serves the block all the same */
+        (void)madvise(base, block_header.mapped, MADV_HUGEPAGE);
 }
 
 void mimo_free(void *block)

@@ -1,9 +1,8 @@
 /* The only malloc and free of the core.
  *
  * Blocks are 64-byte aligned and zeroed. Blocks of 256 KiB and more are pages of their own, which take memory only as
- * they are written and give it back when they are freed; of 4 MiB and more, huge pages if there are. Allocations are
- * counted, can be made to fail on demand (tests fail the n-th one for every n), and are refused on a thread that is
- * decoding. */
+ * they are written and give it back when they are freed. Allocations are counted, can be made to fail on demand (tests
+ * fail the n-th one for every n), and are refused on a thread that is decoding. */
 #ifndef MIMO_BASE_ALLOC_H
 #define MIMO_BASE_ALLOC_H
 
@@ -23,6 +22,10 @@ typedef struct mimo_alloc_stats {
 /* bytes zeroed bytes, or NULL. mimo_alloc(0) is a valid, distinct block. Any thread. */
 void *mimo_alloc(size_t bytes) __attribute__((malloc));
 void mimo_free(void *block); /* NULL is fine */
+
+/* The block will be written whole, and read often: it had better have huge pages, if there are. Before it is written.
+ */
+void mimo_alloc_will_fill(void *block);
 
 /* *out = an array of count elements of size bytes; MIMO_ERR_NOMEM names `what`. */
 MIMO_MUST_CHECK mimo_status mimo_alloc_array(void *out, size_t count, size_t size, const char *what, mimo_error *err);

@@ -170,9 +170,8 @@ void mimo_cpu_claim_next(mimo_claim *claim, const mimo_task *task);
 mimo_ahead mimo_cpu_ahead(const mimo_panel *panel, size_t octet, size_t octets);
 /* What this worker reads first in the operation after the task's. */
 mimo_ahead mimo_cpu_ahead_next_op(const mimo_task *task);
-/* Of one unit, of qkv and of expert_up (whose routes must be known). */
+/* Of one unit of qkv. */
 mimo_ahead mimo_cpu_ahead_qkv(const mimo_cpu *cpu, uint32_t layer, size_t unit);
-mimo_ahead mimo_cpu_ahead_expert_up(const mimo_cpu *cpu, uint32_t layer, size_t unit);
 
 /* The kernel for `panel`, by its packing. */
 mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel);

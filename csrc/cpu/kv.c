@@ -88,13 +88,28 @@ void mimo_kv_trim(mimo_kv *kv, size_t positions)
         mimo_free(kv->chunk[--kv->chunks]);
 }
 
+/* The first `count` positions of a chunk, and no more: the rest of its pages takes no memory yet. */
+static void copy_chunk(const mimo_kv_layout *layout, uint8_t *to, const uint8_t *from, size_t kind, size_t count)
+{
+    const mimo_attention *a = &layout->config->attention[kind];
+    const size_t keys = mimo_round_up(count, 8) * a->head_dim * layout->element_bytes;
+    const size_t values = count * a->v_head_dim * layout->element_bytes, value_offset = layout->value_offset[kind];
+    for (size_t at = 0; at < layout->chunk_bytes[kind]; at += layout->head_bytes[kind]) {
+        memcpy(to + at, from + at, keys);
+        memcpy(to + at + value_offset, from + at + value_offset, values);
+    }
+}
+
 void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions)
 {
     const mimo_kv_layout *layout = from->layout;
-    for (size_t i = 0; i < mimo_min(mimo_ceil_div(positions, MIMO_KV_CHUNK), from->chunks); i++)
-        memcpy(to->chunk[i], from->chunk[i], layout->chunk_bytes[MIMO_FULL]);
-    if (layout->ring > 0)
-        memcpy(to->ring, from->ring, layout->ring / MIMO_KV_CHUNK * layout->chunk_bytes[MIMO_SLIDING]);
+    for (size_t i = 0, at = 0; i < from->chunks && at < positions; i++, at += MIMO_KV_CHUNK)
+        copy_chunk(layout, to->chunk[i], from->chunk[i], MIMO_FULL, mimo_min(positions - at, MIMO_KV_CHUNK));
+    const size_t in_ring = mimo_min(positions, layout->ring), bytes = layout->chunk_bytes[MIMO_SLIDING];
+    for (size_t at = 0; at < in_ring; at += MIMO_KV_CHUNK) {
+        const size_t offset = at / MIMO_KV_CHUNK * bytes;
+        copy_chunk(layout, to->ring + offset, from->ring + offset, MIMO_SLIDING, mimo_min(in_ring - at, MIMO_KV_CHUNK));
+    }
     to->written = from->written;
     if (from->draft != NULL) {
         mimo_kv_copy(to->draft, from->draft, positions);

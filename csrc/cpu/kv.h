@@ -48,6 +48,7 @@ MIMO_MUST_CHECK mimo_status mimo_kv_open(mimo_kv **out, const mimo_kv_layout *la
 MIMO_MUST_CHECK mimo_status mimo_kv_reserve(mimo_kv *kv, size_t positions, mimo_error *err);
 /* Gives back what lies beyond `positions` positions. */
 void mimo_kv_trim(mimo_kv *kv, size_t positions);
+/* The first `positions` positions of a sequence, as far as the cache still has them. */
 void mimo_kv_copy(mimo_kv *to, const mimo_kv *from, size_t positions);
 void mimo_kv_close(mimo_kv *kv);
 

@@ -332,6 +332,8 @@ static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
 {
     MIMO_TRY(mimo_alloc_array(&cpu->slab, 1, cpu->slab_bytes, "packed weights", err));
     MIMO_TRY(mimo_alloc_array(&cpu->embed, 1, embed_bytes(cpu), "embedding table", err));
+    mimo_alloc_will_fill(cpu->slab);
+    mimo_alloc_will_fill(cpu->embed);
     size_t at = 0;
     visit_panels(cpu, place_panel, &at);
     MIMO_TRY(load_vectors(cpu, l->files, err));

@@ -164,7 +164,7 @@ static up_units up_units_of(const mimo_cpu *cpu, const mimo_cpu_layer *layer)
     return (up_units){octets, size, mimo_ceil_div(octets, size)};
 }
 
-mimo_ahead mimo_cpu_ahead_expert_up(const mimo_cpu *cpu, uint32_t i, size_t unit)
+static mimo_ahead ahead_expert_up(const mimo_cpu *cpu, uint32_t i, size_t unit)
 {
     const mimo_cpu_layer *layer = &cpu->layer[i];
     const up_units units = up_units_of(cpu, layer);
@@ -186,8 +186,7 @@ void mimo_cpu_expert_up(const mimo_task *task)
     for (mimo_claim c = mimo_cpu_claim(task); c.unit < count; mimo_cpu_claim_next(&c, task)) {
         const uint32_t e = r->active[c.unit / units.blocks], at = r->first[e];
         const size_t first = c.unit % units.blocks * units.size;
-        act.ahead =
-            c.next < count ? mimo_cpu_ahead_expert_up(cpu, task->op->layer, c.next) : mimo_cpu_ahead_next_op(task);
+        act.ahead = c.next < count ? ahead_expert_up(cpu, task->op->layer, c.next) : mimo_cpu_ahead_next_op(task);
         up_unit(task, &layer->gate[e], &layer->up[e], &act, r->row + at, r->slot + at, r->first[e + 1] - at, first,
                 mimo_min(units.size, units.octets - first));
     }

@@ -9,7 +9,8 @@ static uint64_t per_sequence(const mimo_cuda_memory *m)
     return m->ring[0] + m->ring[1] + m->table[0] + m->table[1];
 }
 
-uint64_t mimo_cuda_fixed_bytes(const mimo_cuda_memory *m)
+/* All that does not depend on how many chunks there are. */
+static uint64_t fixed_bytes(const mimo_cuda_memory *m)
 {
     return m->weights + m->embedding + m->draft_weights + m->tables + m->work + MIMO_CUDA_SEQUENCES * per_sequence(m) +
            MIMO_CUDA_RESERVE;
@@ -20,7 +21,8 @@ static uint64_t pair_bytes(const mimo_cuda_memory *m)
     return m->chunk[0] + m->chunk[1];
 }
 
-size_t mimo_cuda_memory_text(char *text, size_t size, const mimo_cuda_memory *m)
+/* The table, a line an item. */
+static void memory_text(char *text, size_t size, const mimo_cuda_memory *m)
 {
     const struct {
         const char *what;
@@ -34,17 +36,16 @@ size_t mimo_cuda_memory_text(char *text, size_t size, const mimo_cuda_memory *m)
         {"rings and tables of sequences", MIMO_CUDA_SEQUENCES * per_sequence(m)},
         {"left to the driver", MIMO_CUDA_RESERVE},
         {"keys and values", m->chunks * pair_bytes(m)},
-        {"in all", mimo_cuda_fixed_bytes(m) + m->chunks * pair_bytes(m)},
+        {"in all", fixed_bytes(m) + m->chunks * pair_bytes(m)},
         {"free on the GPU", m->available},
     };
     size_t length = 0;
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
-        char *to = length < size ? text + length : NULL;
-        const int wrote = snprintf(to, to != NULL ? size - length : 0, "%s  %12.1f MB  %s", i > 0 ? "\n" : "",
+        const size_t at = mimo_min(length, size);
+        const int wrote = snprintf(text + at, size - at, "%s  %12.1f MB  %s", i > 0 ? "\n" : "",
                                    (double)lines[i].bytes / 1e6, lines[i].what);
         length += wrote > 0 ? (size_t)wrote : 0;
     }
-    return length;
 }
 
 /* Bytes of one sequence's sliding layers, of 256 positions of its full layers, and of the table of those. */
@@ -59,7 +60,7 @@ static void count_cache(mimo_cuda_memory *m, int which, const mimo_cuda_model *m
 /* Fills in what the rest holds. */
 static mimo_status count_chunks(mimo_cuda_memory *m, mimo_error *err)
 {
-    const uint64_t pair = pair_bytes(m), fixed = mimo_cuda_fixed_bytes(m);
+    const uint64_t pair = pair_bytes(m), fixed = fixed_bytes(m);
     m->spare = m->chunk[1] > 0 ? MIMO_CUDA_SEQUENCES : 0;
     const uint64_t least = pair > 0 ? m->spare + 1 : 0, most = pair > 0 ? MIMO_CUDA_SEQUENCES * m->chunk_slots : 0;
     const bool fits = fixed <= m->available && least <= (m->available - fixed) / (pair > 0 ? pair : 1);
@@ -68,7 +69,7 @@ static mimo_status count_chunks(mimo_cuda_memory *m, mimo_error *err)
     if (fits)
         return MIMO_OK;
     char text[400];
-    mimo_cuda_memory_text(text, sizeof text, m);
+    memory_text(text, sizeof text, m);
     return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: the model does not fit on the GPU\n%s", text);
 }
 

@@ -49,11 +49,6 @@ MIMO_MUST_CHECK mimo_status mimo_cuda_plan_memory(mimo_cuda_memory *out, const m
                                                   const mimo_cuda_paged *paged, bool exact, uint32_t max_context,
                                                   uint64_t available, mimo_error *err);
 
-/* All that does not depend on how many chunks there are. */
-uint64_t mimo_cuda_fixed_bytes(const mimo_cuda_memory *m);
-/* The table, a line an item. Returns the length without the final 0, as snprintf does. */
-size_t mimo_cuda_memory_text(char *text, size_t size, const mimo_cuda_memory *m);
-
 /* ---- places ---- */
 
 /* Addresses handed out one after the other, each a multiple of 256; from 0 on, only sizes are meant. */

@@ -110,7 +110,7 @@ static int best_scale(const float values[32], float amax)
     return best;
 }
 
-void mimo_mxfp4_encode_block(uint8_t codes[16], uint8_t *scale, const float values[32])
+static void encode_block(uint8_t codes[16], uint8_t *scale, const float values[32])
 {
     int32_t largest = 0; /* magnitudes compare as their bits do */
     for (int i = 0; i < MIMO_MX_BLOCK; i++) {
@@ -136,7 +136,7 @@ void mimo_mxfp4_encode(uint8_t *codes, uint8_t *scales, const float *values, siz
 {
     const size_t blocks = rows * (cols / MIMO_MX_BLOCK);
     for (size_t block = 0; block < blocks; block++)
-        mimo_mxfp4_encode_block(codes + block * (MIMO_MX_BLOCK / 2), scales + block, values + block * MIMO_MX_BLOCK);
+        encode_block(codes + block * (MIMO_MX_BLOCK / 2), scales + block, values + block * MIMO_MX_BLOCK);
 }
 
 void mimo_mxfp4_decode(float *values, const uint8_t *codes, const uint8_t *scales, size_t rows, size_t cols)

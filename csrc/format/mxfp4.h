@@ -16,11 +16,10 @@ int mimo_e2m1_doubled(uint8_t code);   /* twice the value: an integer in -12..12
 uint8_t mimo_e2m1_encode(float value); /* nearest, ties to the even code, saturating at 6 */
 float mimo_e8m0_decode(uint8_t code);  /* 2^(code-127); NaN for 255 */
 
-/* Encodes one block: of all power-of-two scales, the one with the least squared error (the smaller scale on a tie),
+/* Each block by itself: of all power-of-two scales, the one with the least squared error (the smaller scale on a tie),
  * never above code 252, the last whose products all fit a float. An all-zero block has scale code 127 (a scale of 1: no
- * kernel meets a subnormal because of it) and codes 0. values must be finite. */
-void mimo_mxfp4_encode_block(uint8_t codes[16], uint8_t *scale, const float values[32]);
-/* rows x cols, cols % 32 == 0; codes [rows, cols/2], scales [rows, cols/32]. */
+ * kernel meets a subnormal because of it) and codes 0. values must be finite. rows x
+ * cols, cols % 32 == 0; codes [rows, cols/2], scales [rows, cols/32]. */
 void mimo_mxfp4_encode(uint8_t *codes, uint8_t *scales, const float *values, size_t rows, size_t cols);
 void mimo_mxfp4_decode(float *values, const uint8_t *codes, const uint8_t *scales, size_t rows, size_t cols);
 

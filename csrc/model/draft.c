@@ -24,7 +24,7 @@ static mimo_status check_ids(const mimo_draft_config *draft, const mimo_config *
     return MIMO_OK;
 }
 
-mimo_status mimo_draft_config_check(const mimo_draft_config *draft, const mimo_config *target, mimo_error *err)
+static mimo_status check_config(const mimo_draft_config *draft, const mimo_config *target, mimo_error *err)
 {
     const mimo_config *model = &draft->model;
     MIMO_TRY(mimo_config_check(model, err));
@@ -81,7 +81,7 @@ mimo_status mimo_draft_bind(mimo_draft *out, const mimo_draft_config *config, co
 {
     *out = (mimo_draft){.config = *config};
     mimo_error inner = {0};
-    mimo_status status = mimo_draft_config_check(config, target, &inner);
+    mimo_status status = check_config(config, target, &inner);
     if (status == MIMO_OK)
         status = mimo_weights_bind(&out->weights, &out->config.model, tensors, count, file_bytes, files, &inner);
     if (status == MIMO_OK)

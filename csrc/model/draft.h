@@ -31,13 +31,9 @@ typedef struct mimo_draft {
     mimo_weights weights;
 } mimo_draft;
 
-/* Every rule of a drafter alone and beside `target`, which has passed mimo_config_check; MIMO_ERR_VALUE names the
- * field, the rule and the value found. */
-MIMO_MUST_CHECK mimo_status mimo_draft_config_check(const mimo_draft_config *draft, const mimo_config *target,
-                                                    mimo_error *err);
-
-/* Checks and binds a drafter as mimo_weights_bind does; its head are the rows of the target's that it can draft. target
- * and config's target_id must outlive it. On failure *out needs no release; errors begin with "draft: ". */
+/* Checks and binds a drafter as mimo_weights_bind does, alone and beside `target`, which has passed mimo_config_check;
+ * its head are the rows of the target's that it can draft. target and config's target_id must outlive it. On failure
+ * *out needs no release; errors begin with "draft: ". */
 MIMO_MUST_CHECK mimo_status mimo_draft_bind(mimo_draft *out, const mimo_draft_config *config, const mimo_config *target,
                                             const mimo_weights *target_weights, const mimo_tensor *tensors,
                                             size_t count, const uint64_t *file_bytes, size_t files, mimo_error *err);

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..options import RULES
+from ..options import RULES, GenerationDefaults, GenerationOptions
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -84,10 +84,12 @@ def _add_speculative(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling(args: argparse.Namespace) -> GenerationArguments:
-    """The options given on the command line."""
+    """The options given on the command line, checked as `GenerationOptions.resolve` does, before anything is loaded."""
     names = [name for name, *_ in _SAMPLING] + ["stop", "ignore_eos", *_SPECULATIVE]
     options: dict[str, Any] = {name: getattr(args, name) for name in names} | {"enable_thinking": args.thinking}
-    return {name: value for name, value in options.items() if value is not None}  # type: ignore[return-value]
+    given: Any = {name: value for name, value in options.items() if value is not None}
+    GenerationOptions.resolve(given, GenerationDefaults())
+    return given  # type: ignore[no-any-return]
 
 
 def running(args: argparse.Namespace) -> dict[str, Any]:

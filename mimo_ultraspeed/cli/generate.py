@@ -35,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
     """Streams the answer."""
     if args.raw and args.system is not None:
         raise ValueError("--system is a chat message: it has no place with --raw")
+    options = sampling(args)
+    options["raw"] = args.raw
     prompt = _prompt(args)
     with load(args) as model:
         chat = [{"role": "system", "content": args.system}, {"role": "user", "content": prompt}]
-        options = sampling(args)
-        options["raw"] = args.raw
         with model.stream(prompt if args.system is None else chat, **options) as pieces:
             for piece in pieces:
                 sys.stdout.write(piece.text)

@@ -415,6 +415,27 @@ def test_prompts_that_begin_alike_are_computed_once(open_engine: Any, precision:
     assert drain(ended[1]) == drain(ended[2])
 
 
+@pytest.mark.parametrize("shared", [16, 17, 24, 255, 256, 257, 300, 513])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_copied_cache_is_as_good_as_the_first(open_engine: Any, precision: str, shared: int) -> None:
+    engine = open_engine(precision)
+    common = tokens(shared, seed=30 + shared)
+    prompts = [[*common, 1, 2], [*common, 3, *tokens(20, seed=31)]]
+    assert prompts[0][:shared] == prompts[1][:shared]
+
+    def events(job: Any) -> list[Any]:
+        return [(event[0], event[2]) for event in iter(job.next, None)]
+
+    options = {"max_new_tokens": 12, "temperature": 1.0, "logprobs": 5}
+    alone = events(engine.submit(prompts[1], **options))
+    for i in range(5):
+        answer(engine, tokens(30, seed=300 + i), 1)  # other prompts push the idle cache out
+    first, second = [engine.submit(prompt, **options) for prompt in prompts]
+    events(first)
+    assert events(second) == alone
+    assert second.stats()["cached_tokens"] == shared
+
+
 def test_following_a_job_that_nobody_reads(open_engine: Any) -> None:
     engine = open_engine()
     prompt = tokens(100, seed=24)

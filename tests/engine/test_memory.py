@@ -136,6 +136,29 @@ def test_idle_caches_are_small_beside_the_weights(arguments: Arguments) -> None:
     assert again.stats()["cached_tokens"] == 3019
 
 
+def test_a_cache_takes_memory_for_what_is_in_it(tmp_path: Path) -> None:
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.is_file():
+        pytest.skip("not run: the system does not tell a process's largest resident size")
+
+    def resident(name: str) -> int:
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
+
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 32, "hybrid_layer_pattern": [0] * 4}
+    folder = make(tmp_path / "model", overrides=heads, progress=False)
+    engine = _probe.Engine(*Checkpoint.open(folder).core_arguments(), threads=2)
+    engine.load()
+    drain(engine.submit(tokens(60, seed=1), max_new_tokens=4))
+    reset.write_text("5")  # the largest so far is forgotten
+    before, common = resident("VmRSS"), tokens(60)
+    jobs = [engine.submit([*common, i], max_new_tokens=4) for i in range(16)]
+    assert all(len(drain(job)) == 4 for job in jobs)
+    assert sum(job.stats()["cached_tokens"] == 60 for job in jobs) == 15  # copied from the first
+    chunks = 16 * cache_bytes(engine.memory(), 65)
+    assert chunks > 64 * 2**20
+    assert resident("VmHWM") - before < 0.6 * chunks
+
+
 def test_what_the_machine_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mimo_ultraspeed.hardware import available_memory, memory_limit
 
