@@ -30,7 +30,7 @@ FORMAT = "mimo-ultraspeed quality 1"
 ALL = "all"
 """The row that pools every text."""
 _RESAMPLES = 2000
-_ROWS = 64  # logits that are float64 at a time
+_ROWS = 32  # positions at a time: what is made of their logits stays in the cache
 _COLUMNS = ("tokens", "perplexity", "95 %", "ratio", "95 %", "KL", "95 %", "top-1", "95 %")
 _NOTES = """\
 ratio   of perplexity, to the reference's; KL: mean over tokens of KL(reference || model), in nats
@@ -173,16 +173,16 @@ def _sums(wanted: NDArray[np.float32], found: NDArray[np.float32], targets: NDAr
     for at in range(0, len(targets), _ROWS):
         rows = slice(at, at + _ROWS)
         p, q = (_log_softmax(one[rows]) for one in (wanted, found))
-        nll -= float(np.take_along_axis(q, targets[rows, None], 1).sum())
-        kl += float((np.exp(p) * (p - q)).sum())
+        nll -= float(np.take_along_axis(q, targets[rows, None], 1).sum(dtype=np.float64))
+        kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
         same += int((p.argmax(1) == q.argmax(1)).sum())
     return {"tokens": len(targets), "nll": nll, "kl": kl, "same": same}
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    normal: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return normal
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    shifted: NDArray[np.float32] = logits - logits.max(1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(1, dtype=np.float64, keepdims=True)).astype(np.float32)
+    return shifted
 
 
 def _figures(records: Sequence[Mapping[str, Any]], texts: Sequence[str], models: Sequence[str], seed: int) -> dict[str, Any]:
