@@ -6,9 +6,11 @@
 #ifdef __CUDACC__
 #define MIMO_HD __host__ __device__
 #define MIMO_BODY __device__
+#define MIMO_BODY_HERE __device__ __forceinline__ /* within its caller, whose objects then need no address */
 #else
 #define MIMO_HD
 #define MIMO_BODY
+#define MIMO_BODY_HERE inline
 #endif
 
 #endif

@@ -1,4 +1,5 @@
 /* A sequence decoded by the resident kernel: the host starts rounds, and hands out the tokens that come by mail. */
+#include <math.h>
 #include <time.h>
 
 #include "base/size.h"
@@ -38,6 +39,10 @@ static void begin(mimo_cuda *cuda, const mimo_decode *d)
                   .stops = (uint32_t)d->stops,
                   .width = 1,
                   .temperature = d->temperature,
+                  .top_k = d->top_k,
+                  .top_p = d->top_p,
+                  .min_p = d->min_p,
+                  .z_least = log((double)d->min_p),
                   .stream = d->stream,
                   .seed = d->seed}};
     for (size_t i = 0; i < d->stops; i++)

@@ -47,7 +47,7 @@ template <class F> MIMO_BODY inline bool mimo_engine_pages(const mimo_tile_machi
 /* Whether round `step` begins: the one before is over and has left something to do. */
 template <class Cta> MIMO_BODY inline bool mimo_engine_begins(Cta &cta, const mimo_tile_machine &m, uint32_t step)
 {
-    return cta.wait(m.last, step, 1, m.last_tasks) && !*(volatile const uint32_t *)&m.round->done;
+    return cta.wait(m.last, step, 1, m.last_tasks) && !*(volatile const uint32_t *)&m.round->over;
 }
 
 /* Weights of the next tasks that do not depend on the router. */
@@ -62,7 +62,7 @@ MIMO_BODY inline void mimo_engine_hint(Cta &cta, const mimo_tile_machine &m, con
 
 /* Rounds [step, end), counted since the counters were zero. */
 template <class Cta>
-MIMO_BODY inline void mimo_engine_load(Cta &cta, const mimo_tile_machine &m, uint32_t step, uint32_t end)
+MIMO_BODY_HERE void mimo_engine_load(Cta &cta, const mimo_tile_machine &m, uint32_t step, uint32_t end)
 {
     for (; step < end && mimo_engine_begins(cta, m, step); step++)
         for (uint32_t i = m.begin[cta.number()]; i < m.begin[cta.number() + 1]; i++) {
@@ -80,8 +80,8 @@ MIMO_BODY inline void mimo_engine_load(Cta &cta, const mimo_tile_machine &m, uin
 }
 
 template <class Team, class Ring>
-MIMO_BODY inline void mimo_engine_run(const Team &team, Ring &ring, const mimo_tile_machine &m,
-                                      const mimo_tile_task &task)
+MIMO_BODY_HERE void mimo_engine_run(const Team &team, Ring &ring, const mimo_tile_machine &m,
+                                    const mimo_tile_task &task)
 {
     switch ((mimo_tile_kind)task.kind) {
     case MIMO_TILE_EMBED:
@@ -118,7 +118,7 @@ MIMO_BODY inline void mimo_engine_run(const Team &team, Ring &ring, const mimo_t
 }
 
 template <class Cta>
-MIMO_BODY inline void mimo_engine_compute(Cta &cta, const mimo_tile_machine &m, uint32_t step, uint32_t end)
+MIMO_BODY_HERE void mimo_engine_compute(Cta &cta, const mimo_tile_machine &m, uint32_t step, uint32_t end)
 {
     for (; step < end && mimo_engine_begins(cta, m, step); step++)
         for (uint32_t i = m.begin[cta.number()]; i < m.begin[cta.number() + 1]; i++) {

@@ -9,7 +9,7 @@
 namespace
 {
 
-enum { SPINS = 64 };
+enum { SPINS = 64, STRETCHES = 256 };
 
 uint64_t nanoseconds()
 {
@@ -24,17 +24,22 @@ uint32_t load(const uint32_t *from)
 }
 
 /* Until f() is true; false: something is lost, or this takes so long that it is: then say() says so. Loaders, which wait
- * ahead of what is to be computed, are twice as patient: who computes knows better what is missing. */
+ * ahead of what is to be computed, are twice as patient: who computes knows better what is missing. A long stretch
+ * between two looks, in which nobody may have run, counts as a short one. */
 template <class F, class Say> bool spin(const mimo_host_ctas *all, uint32_t role, F f, Say say)
 {
-    const uint64_t begin = nanoseconds();
+    const uint64_t most = all->patience / STRETCHES;
+    uint64_t last = nanoseconds(), waited = 0;
     for (uint32_t i = 1; !f(); i++) {
         if (load(&all->lost->lost))
             return false;
         if (i % SPINS != 0)
             continue;
         sched_yield();
-        if (nanoseconds() - begin <= (role == MIMO_ROLE_LOADER ? 2 : 1) * all->patience)
+        const uint64_t now = nanoseconds(), stretch = now - last;
+        waited += stretch < most ? stretch : most;
+        last = now;
+        if (waited <= (role == MIMO_ROLE_LOADER ? 2 : 1) * all->patience)
             continue;
         uint32_t none = 0;
         if (__atomic_compare_exchange_n(&all->lost->lost, &none, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))

@@ -254,7 +254,8 @@ void mimo_host_machine_begin(mimo_host_machine *host, const uint32_t *prompt, ui
     memcpy(r->token, prompt, count * sizeof *prompt);
     r->known = count;
     r->limit = limit;
-    r->start = r->done = r->failed = r->accepted = r->rounds = r->context_begin = 0;
+    r->top_p = 1.0f;
+    r->start = r->done = r->over = r->failed = r->accepted = r->rounds = r->context_begin = 0;
     steps[0].rows = (uint32_t)mimo_min(count, MIMO_TILE_TOKENS);
     for (uint32_t t = 0; t < steps[0].rows; t++) {
         steps[0].token[t] = prompt[t];

@@ -318,7 +318,7 @@ void mimo_resident_begin(mimo_resident *r, const mimo_resident_sequence *s)
     round->token = address(r->token);
     round->known = s->known;
     round->start = s->known - 1;
-    round->done = round->failed = round->accepted = round->rounds = round->stopped = 0;
+    round->done = round->over = round->failed = round->accepted = round->rounds = round->stopped = 0;
     round->sent = r->read;
     round->context_begin = s->context_begin;
     mimo_cuda_step *step = r->told->step;

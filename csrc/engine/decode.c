@@ -1,4 +1,4 @@
-/* Rounds of one job by a backend that decodes by itself. What such a backend does not do (filters, penalties,
+/* Rounds of one job by a backend that decodes by itself. What such a backend does not do (penalties,
  * log-probabilities, drafts that are looked up alone, scripts, rejection sampling, several jobs at once) goes through
  * rounds of the engine's own, whose tokens are the same. */
 #include "base/size.h"
@@ -30,8 +30,7 @@ static mimo_job *only_job(const mimo_engine *engine)
 
 static bool is_plain(const mimo_sampling *s)
 {
-    return s->top_k == 0 && s->top_p == 1.0f && s->min_p == 0.0f && s->repetition_penalty == 1.0f &&
-           s->logprobs == UINT32_MAX;
+    return s->repetition_penalty == 1.0f && s->logprobs == UINT32_MAX;
 }
 
 static bool drafts_alike(const mimo_job *job)
@@ -110,6 +109,9 @@ bool mimo_decode_run(mimo_engine *engine,
                         .stop = job->eos,
                         .stops = job->eos_count,
                         .temperature = job->sampling.temperature,
+                        .top_p = job->sampling.top_p,
+                        .min_p = job->sampling.min_p,
+                        .top_k = job->sampling.top_k,
                         .stream = job->sampling.stream,
                         .seed = job->sampling.seed,
                         .draft = job->spec.on,

@@ -68,7 +68,7 @@ typedef struct mimo_decoded {
 } mimo_decoded;
 
 /* One sequence, decoded by the backend from its last token on until it ends. The token at a position is what
- * sample/sample.h chooses with these settings and nothing else: no penalty, no filter. */
+ * sample/sample.h chooses with these settings. */
 typedef struct mimo_decode {
     mimo_kv *kv;          /* holds the keys and values of all tokens but the last; room for `limit` positions */
     uint32_t token;       /* the last one, */
@@ -76,7 +76,8 @@ typedef struct mimo_decode {
     size_t limit;         /* no more tokens than that; > known */
     const uint32_t *stop; /* [stops] ids that end it */
     size_t stops;
-    float temperature;
+    float temperature, top_p, min_p; /* sample/sample.h says what they are; no penalty, no log-probabilities */
+    uint32_t top_k;
     uint32_t stream;
     uint64_t seed;
     bool draft;   /* with the drafter, */

@@ -2,13 +2,8 @@
 
 #include <math.h>
 
+#include "base/exp.h"
 #include "base/size.h"
-
-#define EXP_LOW (-87.33f)
-#define LOG2E 1.44269504f
-#define LN2_HIGH 0.693145752f /* 15 bits: a product with |n| <= 256 is exact */
-#define LN2_LOW 1.42860677e-06f
-#define ROUNDER 12582912.0f /* 1.5 * 2^23: x + ROUNDER has round(x) in its low bits */
 
 /* Terms of an exp sum that are added as one tree, in float; the trees are added in double. */
 enum { SUM_BLOCK = 256 };
@@ -16,32 +11,9 @@ enum { SUM_BLOCK = 256 };
 enum { LANES = 16 };
 _Static_assert(MIMO_SPAN == 4 * LANES, "full_span_max takes four of each lane");
 
-/* Without fma and rintf, which the baseline of x86-64 lacks: this must become vectors on every CPU. */
-static inline float exp_negative(float x)
-{
-    const float clamped = x > EXP_LOW ? x : EXP_LOW;
-    const float shifted = clamped * LOG2E + ROUNDER;
-    const float n = shifted - ROUNDER;
-    const float r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    float p = 1.98412698e-4f;
-    p = p * r + 1.38888889e-3f;
-    p = p * r + 8.33333333e-3f;
-    p = p * r + 4.16666667e-2f;
-    p = p * r + 1.66666667e-1f;
-    p = p * r + 0.5f;
-    p = p * (r * r) + r;
-    p = p + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + 127u) << 23; /* what is above the integer in `shifted` leaves at the top */
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return x > EXP_LOW ? p * power : 0.0f;
-}
-
 float mimo_exp_negative(float x)
 {
-    return exp_negative(x);
+    return mimo_expf_negative(x);
 }
 
 double mimo_exp_sum(const float *x, size_t n, float largest, float scale)
@@ -51,7 +23,7 @@ double mimo_exp_sum(const float *x, size_t n, float largest, float scale)
         const size_t count = mimo_min(SUM_BLOCK, n - first);
         float terms[SUM_BLOCK];
         for (size_t i = 0; i < count; i++)
-            terms[i] = exp_negative((x[first + i] - largest) * scale);
+            terms[i] = mimo_expf_negative((x[first + i] - largest) * scale);
         for (size_t i = count; i < SUM_BLOCK; i++)
             terms[i] = 0.0f;
         for (size_t half = SUM_BLOCK / 2; half > 0; half /= 2)
@@ -65,7 +37,7 @@ double mimo_exp_sum(const float *x, size_t n, float largest, float scale)
 void mimo_key_weights(float *out, const uint64_t *keys, size_t n, float largest, float scale)
 {
     for (size_t i = 0; i < n; i++)
-        out[i] = exp_negative((mimo_key_logit(keys[i]) - largest) * scale);
+        out[i] = mimo_expf_negative((mimo_key_logit(keys[i]) - largest) * scale);
 }
 
 size_t mimo_spans_count(size_t V)

@@ -129,10 +129,28 @@ def test_an_answer_is_a_few_launches(opened: Any) -> None:
     before = launches()
     assert len(answer(gpu, prompt, 60)) == 60
     assert launches() - before == 2 + 2  # of the prompt; 59 rounds, 32 a launch
-    for options in ({"top_k": 4}, {"logprobs": 0}, {"repetition_penalty": 1.1}):
+    for options in ({"logprobs": 0}, {"repetition_penalty": 1.1}):
         before = launches()
         assert len(answer(gpu, [*prompt[:-1], 1], 4, **options)) == 4
         assert launches() - before >= 3, options
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.02}, {"top_k": 40, "top_p": 0.9, "min_p": 0.001}, {"top_k": 600, "top_p": 0.3}],
+    ids=lambda sampling: "-".join(sampling),
+)
+def test_filtered_tokens_are_the_sampler_s(opened: Any, sampling: dict[str, Any]) -> None:
+    """The device's cuts against the host's: where log-probabilities are asked for, the host samples the same steps."""
+    gpu = opened("markov")
+    prompt = token_ids(11, seed=5)
+    for seed in range(3):
+        options: dict[str, Any] = {"temperature": 1.3, "seed": seed} | sampling
+        want = answer(gpu, prompt, 24, logprobs=0, **options)
+        before = launches()
+        assert answer(gpu, prompt, 24, **options) == want
+        assert launches() - before <= 3
+    assert want != answer(gpu, prompt, 24, temperature=1.3, seed=2)
 
 
 @pytest.mark.parametrize("width", range(1, 9))

@@ -1,4 +1,4 @@
-"""The resident kernel for sm_90a: compiled with warnings as errors, within the registers of its roles, nothing spilled."""
+"""The resident kernel for sm_90a: compiled with warnings as errors, within the registers of its roles, nothing in local memory."""
 
 from __future__ import annotations
 
@@ -35,5 +35,7 @@ def test_the_resident_kernel_compiles_and_spills_nothing(tmp_path: Path) -> None
     assert done.returncode == 0, told
     spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
     assert spilled and all(int(count) == 0 for count in spilled), told
+    frames = re.findall(r"(\d+) bytes stack frame", told)
+    assert frames and all(int(count) == 0 for count in frames), f"memory of threads in the place of registers: {told}"
     assert max(int(count) for count in re.findall(r"Used (\d+) registers", told)) <= MOST_REGISTERS, told
     assert "setmaxnreg ignored" not in told

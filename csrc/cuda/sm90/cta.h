@@ -53,16 +53,21 @@ struct mimo_resident_cta {
 
     /* f() until it is true; false: something is lost, or this takes so long that it is: then say() says so. By single
      * threads. Loaders, which wait ahead of what is to be computed, are twice as patient: who computes knows better
-     * what is missing. */
+     * what is missing. A long stretch between two looks, in which the GPU may have been another's, counts as a short
+     * one. */
     template <class F, class Say> __device__ bool spin(F f, Say say) const
     {
-        const uint64_t begin = mimo_resident_clock();
+        const uint64_t patience = (computes ? 1 : 2) * layout.patience, most = layout.patience / 256;
+        uint64_t last = mimo_resident_clock(), waited = 0;
         for (uint32_t i = 1; !f(); i++) {
             if (i % 256 != 0)
                 continue;
             if (mimo_resident_read(&lost->lost) != 0)
                 return false;
-            if (mimo_resident_clock() - begin <= (computes ? 1 : 2) * layout.patience)
+            const uint64_t now = mimo_resident_clock(), stretch = now - last;
+            waited += stretch < most ? stretch : most;
+            last = now;
+            if (waited <= patience)
                 continue;
             if (atomicCAS(&lost->lost, 0u, 1u) == 0u)
                 say();

@@ -208,6 +208,12 @@ MIMO_BODY inline void mimo_tile_page(const mimo_mma_team &team, Ring &ring, mimo
     ring.give();
 }
 
+/* value = i == unit ? of : value. What the compiler knows of the equality it would use to index by unit. */
+MIMO_BODY inline void mimo_mma_pick(float &value, uint32_t i, uint32_t unit, float of)
+{
+    asm("{ .reg .pred p; setp.eq.u32 p, %1, %2; selp.f32 %0, %3, %0, p; }" : "+f"(value) : "r"(i), "r"(unit), "f"(of));
+}
+
 template <class Store>
 MIMO_BODY inline void mimo_tile_store(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums, uint32_t units,
                                       uint32_t T, Store store)
@@ -220,7 +226,7 @@ MIMO_BODY inline void mimo_tile_store(const mimo_mma_team &team, mimo_tile_sums<
         for (uint32_t i = 0; i < MIMO_MMA_UNITS; i++)
 #pragma unroll
             for (uint32_t j = 0; j < 4; j++)
-                value[j] = i == unit ? sums.v[i][j] : value[j];
+                mimo_mma_pick(value[j], i, unit, sums.v[i][j]);
         float *all = team.sums + unit % 2 * warps * MIMO_MMA_VALUES, *own = all + team.warp() * MIMO_MMA_VALUES;
         for (uint32_t j = 0; j < 4; j++)
             own[(g + j / 2 * 8) * MIMO_TILE_TOKENS + 2 * c + j % 2] = value[j];

@@ -6,6 +6,7 @@
 #define MIMO_CUDA_TILE_CHOOSE_H
 
 #include "cuda/op/noise.h"
+#include "cuda/tile/filter.h"
 #include "cuda/tile/matrix.h"
 
 /* Some logit is no number, or none is finite. */
@@ -16,27 +17,41 @@ MIMO_BODY inline bool mimo_tile_is_better(double score, uint32_t token, const mi
     return score > than.score || (score == than.score && token < than.token);
 }
 
-/* The best of logits [first, first + count) for the token at `position`; ids: those of the logits, NULL: the same. */
+/* Its score, where it may be chosen. */
+MIMO_BODY inline double mimo_tile_score(const mimo_tile_round &r, const mimo_tile_filter &filter, float logit,
+                                        uint32_t id, uint64_t position)
+{
+    const double x = (double)logit;
+    if (!(r.temperature > 0.0f))
+        return x;
+    if (!filter.on)
+        return x / (double)r.temperature + mimo_cuda_gumbel(r.seed, r.stream, position, id);
+    const double z = (x - (double)filter.largest) / (double)r.temperature;
+    if (mimo_cuda_score_key(logit, id) < filter.cut || (r.min_p > 0.0f && z < r.z_least))
+        return -INFINITY;
+    return z + mimo_cuda_gumbel(r.seed, r.stream, position, id);
+}
+
+/* The best of tokens [first, first + count) of a row for the token at `position`. */
 template <class Team>
 MIMO_BODY inline void mimo_tile_span(const Team &team, const mimo_tile_machine &m, mimo_tile_best *to,
-                                     const float *logits, const uint32_t *ids, uint32_t first, uint32_t count,
-                                     uint64_t position)
+                                     const mimo_tile_logits &row, uint32_t first, uint32_t count, uint64_t position)
 {
     const mimo_tile_round &r = *m.round;
+    const mimo_tile_filter filter = mimo_tile_filter_of(team, r, row);
+    team.sync();                                                                            /* the scratch is free */
     mimo_tile_best *best = reinterpret_cast<mimo_tile_best *>(mimo_cuda_own_scratch(team)); /* [warps] */
     typename Team::template lane_value<double> score;
     typename Team::template lane_value<uint32_t> token;
     team.lanes([&](uint32_t lane) {
         mimo_tile_best own = {-INFINITY, MIMO_TILE_NO_TOKEN};
         for (uint32_t i = first + team.warp() * MIMO_LANES + lane; i < first + count; i += team.warps() * MIMO_LANES) {
-            const uint32_t id = ids != nullptr ? ids[i] : i;
-            double x = (double)logits[i];
-            if (!(x < (double)INFINITY)) { /* one that is no number, and none is chosen */
+            const uint32_t id = row.ids != nullptr ? row.ids[i] : i;
+            if (!(row.x[i] < INFINITY)) { /* one that is no number, and none is chosen */
                 own = {INFINITY, MIMO_TILE_NO_TOKEN};
                 continue;
             }
-            if (r.temperature > 0.0f)
-                x = x / (double)r.temperature + mimo_cuda_gumbel(r.seed, r.stream, position, id);
+            const double x = mimo_tile_score(r, filter, row.x[i], id, position);
             if (mimo_tile_is_better(x, id, own))
                 own = {x, id};
         }
@@ -87,8 +102,9 @@ MIMO_BODY inline void mimo_tile_sample(const Team &team, const mimo_tile_machine
     const uint32_t t = task.split;
     if (t >= step.rows || step.position[t] + 1 < m.round->known) /* what follows is known */
         return;
-    mimo_tile_span(team, m, m.best + t * m.spans + task.first / m.sample_span, step.logits + t * step.logits_stride,
-                   nullptr, task.first, task.count, step.position[t] + (uint64_t)1);
+    const mimo_tile_logits row = {step.logits + t * step.logits_stride, nullptr, m.vocab};
+    mimo_tile_span(team, m, m.best + t * m.spans + task.first / m.sample_span, row, task.first, task.count,
+                   step.position[t] + (uint64_t)1);
 }
 
 /* Commits what the rows say, up to what ends the text; false: some row had no number before that. Drafts are counted
@@ -195,7 +211,11 @@ MIMO_BODY inline void mimo_tile_accept_rows(const mimo_tile_machine &m)
 
 template <class Team> MIMO_BODY inline void mimo_tile_accept(const Team &team, const mimo_tile_machine &m)
 {
-    team.threads(1, [&](uint32_t) { mimo_tile_accept_rows(m); });
+    team.threads(1, [&](uint32_t) {
+        mimo_tile_accept_rows(m);
+        if (m.draft_block == 0) /* no PROPOSE follows */
+            m.round->over = m.round->done;
+    });
 }
 
 template <class Team>
@@ -205,8 +225,8 @@ MIMO_BODY inline void mimo_tile_draft_sample(const Team &team, const mimo_tile_m
     const uint32_t slot = task.split;
     if (slot >= step.rows)
         return;
-    mimo_tile_span(team, m, m.best + slot * m.spans + task.first / m.draft_span,
-                   step.logits + slot * step.logits_stride, m.drafted, task.first, task.count,
+    const mimo_tile_logits row = {step.logits + slot * step.logits_stride, m.drafted, m.draft_vocab};
+    mimo_tile_span(team, m, m.best + slot * m.spans + task.first / m.draft_span, row, task.first, task.count,
                    step.anchor + (uint64_t)slot);
 }
 
@@ -215,6 +235,7 @@ template <class Team> MIMO_BODY inline void mimo_tile_propose(const Team &team, 
 {
     team.threads(1, [&](uint32_t) {
         mimo_tile_round &r = *m.round;
+        r.over = r.done;
         mimo_cuda_step &step = m.steps[0];
         const mimo_cuda_step &block = m.steps[2];
         const uint32_t spans = mimo_tile_spans(m.draft_vocab, m.draft_span);

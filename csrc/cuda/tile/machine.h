@@ -25,11 +25,15 @@ typedef struct mimo_tile_round {
     uint32_t stop[8];  /* ids that end the text, */
     uint32_t stops;    /* so many */
     uint32_t done;     /* nothing is left to do; */
+    uint32_t over;     /* done, written by a round's last task: whoever begins a round later sees the same */
     uint32_t failed;   /* because logits were no numbers */
     uint32_t width;    /* most rows of a decoding step: the anchor and width - 1 drafts */
     uint32_t accepted; /* drafts that stood, over all rounds; */
     uint32_t rounds;   /* rounds that chose a token */
     float temperature; /* 0: greedy */
+    uint32_t top_k;    /* 0: all; as are the next two's 1 and 0 */
+    float top_p, min_p;
+    double z_least; /* log(min_p) */
     uint32_t stream;
     uint64_t seed;
     uint32_t context_begin; /* the first position whose context the drafter's cache has */
