@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/alloc.h"
 #include "base/size.h"
@@ -12,7 +13,7 @@
 
 enum { HEADER = 256, MOST_QUEUED = 1 << 16, SHARED_MEMORY = 48 << 10, CTA_MEMORY = 227 << 10 };
 
-typedef enum work_kind { WORK_COPY, WORK_FILL, WORK_LAUNCH, WORK_RESIDENT } work_kind;
+typedef enum work_kind { WORK_COPY, WORK_FILL, WORK_LAUNCH, WORK_RESIDENT, WORK_VALUES, WORK_EVENT } work_kind;
 
 /* What the resident kernel was launched with. */
 typedef struct resident {
@@ -31,6 +32,7 @@ typedef struct work {
     union {
         mimo_cuda_state state;
         resident resident;
+        mimo_fill fill;
     };
     uint32_t layer, ctas;
 } work;
@@ -330,9 +332,21 @@ static int fake_launch(void *function, unsigned grid_x, unsigned grid_y, unsigne
     if (grid_y * grid_z * block_y * block_z != 1 || grid_x == 0 || block_x % 32 != 0)
         return leave(INVALID_VALUE);
     work item = {.kind = WORK_LAUNCH, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
+    if (strcmp(item.kernel, "mimo_fill_values") == 0) {
+        item.kind = WORK_VALUES;
+        memcpy(&item.fill, parameters[0], sizeof item.fill);
+        return leave(queue(&item));
+    }
     memcpy(&item.state, parameters[0], sizeof item.state);
     memcpy(&item.layer, parameters[1], sizeof item.layer);
     return leave(queue(&item));
+}
+
+static double clock_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
 }
 
 static int fake_function_attribute(void *function, int attribute, int value)
@@ -398,6 +412,14 @@ static int run(const work *item)
         memset(item->to, (int)item->layer, item->bytes);
         return 0;
     }
+    if (item->kind == WORK_EVENT) {
+        *(double *)item->to = clock_ms();
+        return 0;
+    }
+    if (item->kind == WORK_VALUES) {
+        mimo_fill_host_run(&item->fill, item->ctas);
+        return 0;
+    }
     static float scratch[SHARED_MEMORY / sizeof(float)];
     fake.stats.launches++;
     if (item->kind == WORK_RESIDENT)
@@ -455,6 +477,37 @@ static int fake_stream_query(void *stream)
     atomic_store(&fake.ran, false);
     fake.runs = pthread_create(&fake.runner, NULL, run_beside, NULL) == 0;
     return leave(fake.runs ? MIMO_CUDA_NOT_READY : OUT_OF_MEMORY);
+}
+
+/* ---- events: the time at which the stream passed them ---- */
+
+static int fake_event_open(void **event, unsigned flags)
+{
+    (void)flags;
+    ENTER();
+    *event = mimo_alloc(sizeof(double));
+    fake.stats.live_handles++;
+    return leave(*event != NULL ? 0 : OUT_OF_MEMORY);
+}
+
+static int fake_event_close(void *event)
+{
+    mimo_free(event);
+    return close_handle();
+}
+
+static int fake_event_record(void *event, void *stream)
+{
+    (void)stream;
+    ENTER();
+    return leave(queue(&(work){.kind = WORK_EVENT, .to = event}));
+}
+
+static int fake_event_time(float *milliseconds, void *begin, void *end)
+{
+    ENTER();
+    *milliseconds = (float)(*(double *)end - *(double *)begin);
+    return leave(0);
 }
 
 /* ---- graphs ---- */
@@ -547,6 +600,10 @@ static const mimo_cuda_driver table = {
     .stream_close = fake_stream_close,
     .stream_wait = fake_stream_wait,
     .stream_query = fake_stream_query,
+    .event_open = fake_event_open,
+    .event_close = fake_event_close,
+    .event_record = fake_event_record,
+    .event_time = fake_event_time,
     .capture_begin = fake_capture_begin,
     .capture_end = fake_capture_end,
     .graph_close = fake_graph_close,
