@@ -155,20 +155,21 @@ class Rank:
 
     def __new__(cls, engine: Engine, *, world: int = 1, context: int = 1, copied: int = 268435456) -> Self: ...
     def memory(self, available: int, /) -> list[tuple[str, int]]:
-        """Bytes by use, then their sum and `available`. MemoryError with the table if it does not fit."""
+        """Bytes by use, then their sum and what is available: of the GPU that is open, else as it would be with `available` bytes,
+        and a MemoryError with the table if it does not fit."""
     def operations(self, /) -> list[tuple[int, str, int, int, int, int, int]]:
         """(1 of the drafter, name, layer or -1, bytes that every step reads, bytes of a chosen expert, bytes of a visible position,
         window or 0) of the tape's operations in order, then of the drafter's."""
     def stages(
         self, sms: int, shared_bytes: int, l2_bytes: int, /
     ) -> tuple[list[tuple[str, str, int, int, int, int, int, int, tuple[int, ...]]], int, int]:
-        """Of a round lowered for a GPU: its stages (kind, operation, layer or -1, 1 of the drafter, bytes of pages (of one expert where
-        they are chosen), those of the SM with most, tasks, tiles of the matrix, dimensions), pages of the ring, and bytes of
+        """Of a round lowered for a GPU: its stages (kind, operation, layer or -1, 1 of the drafter, bytes of pages, of one expert
+        where they are chosen, those of the SM with most, tasks, tiles of the matrix, dimensions), pages of the ring, and bytes of
         activations in shared memory."""
     def open(self, device: int, image: str, seed: int, /) -> str:
         """Makes weights, keys and values on GPU number `device` and returns its name. Errors are those of an Engine's device."""
     def draw(self, experts: NDArray[np.uint16], /) -> None:
-        """experts: [sets, L, 8, K], those of a row distinct: what the rows of steps choose from now on, run i as set i modulo sets."""
+        """experts: [sets, L, 8, K], those of a row distinct: what rows choose from now on, in run i as in set i modulo sets."""
     def time_copies(self, count: int, /) -> NDArray[np.float64]:
         """[count] seconds of copies on the GPU, up to 16, one after the other."""
     def time_steps(self, rows: int, count: int, /) -> NDArray[np.float64]:
@@ -176,8 +177,8 @@ class Rank:
     def time_drafts(self, rows: int, count: int, /) -> NDArray[np.float64]:
         """[count] seconds of the drafter's context of `rows` rows and one block, up to 8."""
     def trace(self, rows: int, draft: bool, /) -> tuple[list[tuple[str, str, int, int, int]], NDArray[np.uint64]]:
-        """One step (or context and block): its launches (kernel, operation, layer or -1, CTAs, first stamp) and the stamps [n, 3] of
-        their CTAs: begin and end in ns of one clock, and the multiprocessor."""
+        """One step (or context and block): its launches (kernel, operation, layer or -1, CTAs, first stamp) and the stamps [n, 3]
+        of their CTAs: begin and end in ns of one clock, and the multiprocessor."""
     def read(self, rows: int, /) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
         """Of the last step: [rows, K] experts of its last sparse layer, ascending, and logits [rows, V of the rank]."""
 

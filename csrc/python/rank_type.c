@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "cuda/cuda.h"
 #include "cuda/lower.h"
 #include "cuda/rank.h"
 #include "cuda/stages.h"
@@ -71,7 +72,9 @@ static PyObject *rank_memory(rank_object *self, PyObject *args)
     mimo_error err = {0};
     if (!PyArg_ParseTuple(args, "K:memory", &available))
         return NULL;
-    if (mimo_rank_memory(&memory, &self->rank, available, &err) != MIMO_OK)
+    if (self->rank.cuda != NULL)
+        memory = self->rank.cuda->memory;
+    else if (mimo_rank_memory(&memory, &self->rank, available, &err) != MIMO_OK)
         return mimo_python_raise(&err);
     PyObject *list = PyList_New(0);
     const char *what;
