@@ -166,8 +166,11 @@ class Rank:
         """Of a round lowered for a GPU: its stages (kind, operation, layer or -1, 1 of the drafter, bytes of pages, of one expert
         where they are chosen, those of the SM with most, tasks, tiles of the matrix, dimensions), pages of the ring, and bytes of
         activations in shared memory."""
-    def open(self, device: int, image: str, seed: int, /) -> str:
-        """Makes weights, keys and values on GPU number `device` and returns its name. Errors are those of an Engine's device."""
+    def open(self, device: int, path: str, image: str, seed: int, /) -> str:
+        """Makes weights, keys and values on GPU number `device` for a path ("plain" or "resident"), whose kernels are the file
+        `image`, and returns the GPU's name. Errors are those of an Engine's device."""
+    def close(self, /) -> None:
+        """Gives the GPU back; `open` may follow."""
     def draw(self, experts: NDArray[np.uint16], /) -> None:
         """experts: [sets, L, 8, K], those of a row distinct: what rows choose from now on, in run i as in set i modulo sets."""
     def time_copies(self, count: int, /) -> NDArray[np.float64]:
@@ -177,7 +180,7 @@ class Rank:
     def time_drafts(self, rows: int, count: int, /) -> NDArray[np.float64]:
         """[count] seconds of the drafter's context of `rows` rows and one block, up to 8."""
     def trace(self, rows: int, draft: bool, /) -> tuple[list[tuple[str, str, int, int, int]], NDArray[np.uint64]]:
-        """One step (or context and block): its launches (kernel, operation, layer or -1, CTAs, first stamp) and the stamps [n, 3]
+        """Of the plain path, one step (or context and block): its launches (kernel, operation, layer or -1, CTAs, first stamp) and the stamps [n, 3]
         of their CTAs: begin and end in ns of one clock, and the multiprocessor."""
     def read(self, rows: int, /) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
         """Of the last step: [rows, K] experts of its last sparse layer, ascending, and logits [rows, V of the rank]."""

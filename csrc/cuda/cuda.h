@@ -29,7 +29,8 @@ typedef struct mimo_cuda {
     bool exact;
     size_t max_rows;
     uint32_t max_context;
-    uint64_t kept; /* bytes left to the caller */
+    uint64_t kept;  /* bytes left to the caller */
+    uint32_t ranks; /* >= 1 */
     mimo_pool *pool;
 
     mimo_cuda_ptr weights, tables, work, caches;

@@ -74,11 +74,16 @@ static mimo_status choose_device(mimo_cuda_device *d, uint32_t ordinal, mimo_err
     return ask(d, &d->l2_bytes, MIMO_CUDA_ATTRIBUTE_L2_BYTES, err);
 }
 
+static mimo_status find_kernel(mimo_cuda_device *d, void **function, const char *name, mimo_error *err)
+{
+    return mimo_cuda_check(&d->driver, d->driver.module_function(function, d->module, name), MIMO_ERR_UNSUPPORTED, name,
+                           err);
+}
+
 static mimo_status find_resident(mimo_cuda_device *d, mimo_error *err)
 {
-    static const char name[] = "mimo_resident";
-    MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.module_function(&d->resident, d->module, name), MIMO_ERR_UNSUPPORTED,
-                             name, err));
+    MIMO_TRY(find_kernel(d, &d->function[MIMO_CUDA_fill], kernel_names[MIMO_CUDA_fill], err));
+    MIMO_TRY(find_kernel(d, &d->resident, "mimo_resident", err));
     return mimo_cuda_check(
         &d->driver, d->driver.function_attribute(d->resident, MIMO_CUDA_FUNCTION_SHARED_BYTES, (int)d->shared_bytes),
         MIMO_ERR_UNSUPPORTED, "the GPU's shared memory for mimo_resident", err);
@@ -87,8 +92,7 @@ static mimo_status find_resident(mimo_cuda_device *d, mimo_error *err)
 static mimo_status find_kernels(mimo_cuda_device *d, mimo_error *err)
 {
     for (int i = 0; i < MIMO_CUDA_KERNELS; i++)
-        MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.module_function(&d->function[i], d->module, kernel_names[i]),
-                                 MIMO_ERR_UNSUPPORTED, kernel_names[i], err));
+        MIMO_TRY(find_kernel(d, &d->function[i], kernel_names[i], err));
     return MIMO_OK;
 }
 

@@ -31,7 +31,7 @@ typedef struct mimo_cuda_device {
     bool retained;
     void *context, *module, *stream;
     void *function[MIMO_CUDA_KERNELS]; /* of the plain path, or */
-    void *resident;                    /* of the resident one */
+    void *resident;                    /* of the resident one, which has `fill` too */
     uint32_t processors, shared_bytes, l2_bytes;
     uint64_t available; /* bytes that were free when it was opened, kernels loaded */
     char name[128];

@@ -35,9 +35,4 @@ static __device__ void mimo_plain_stamp(const mimo_cta_team &team, const mimo_cu
 #include "cuda/kernels.def"
 #undef MIMO_CUDA_KERNEL
 
-extern "C" __global__ void __launch_bounds__(MIMO_PLAIN_THREADS)
-    mimo_fill_values(const __grid_constant__ mimo_fill fill)
-{
-    const mimo_cta_team team = {nullptr, 0, MIMO_PLAIN_THREADS, 0};
-    mimo_fill_run(team, fill, blockIdx.x, gridDim.x);
-}
+MIMO_FILL_KERNEL(MIMO_PLAIN_THREADS)

@@ -115,11 +115,14 @@ mimo_rank_bytes mimo_rank_op_bytes(const mimo_rank *rank, bool draft, const mimo
 
 /* ---- opening ---- */
 
-static mimo_status open_device(mimo_rank *rank, uint32_t device, const char *image, uint64_t seed, mimo_error *err)
+static mimo_status open_device(mimo_rank *rank, uint32_t device, const char *path, const char *image, uint64_t seed,
+                               mimo_error *err)
 {
     const mimo_backend_options options = {.threads = 1,
                                           .max_rows = MIMO_RANK_RUNS * MIMO_CUDA_ROWS,
                                           .max_context = positions_of(rank),
+                                          .variant = path,
+                                          .ranks = rank->options.world,
                                           .device = device,
                                           .image = image,
                                           .kept = kept_bytes(rank)};
@@ -135,7 +138,7 @@ static mimo_status open_device(mimo_rank *rank, uint32_t device, const char *ima
     return mimo_cuda_sequence_reserve(&cuda->kv, rank->sequence, positions_of(rank), err);
 }
 
-static void close_device(mimo_rank *rank)
+void mimo_rank_shut(mimo_rank *rank)
 {
     mimo_cuda *cuda = rank->cuda;
     if (cuda == NULL)
@@ -153,20 +156,20 @@ static void close_device(mimo_rank *rank)
     rank->cuda = NULL;
 }
 
-mimo_status mimo_rank_open(mimo_rank *rank, uint32_t device, const char *image, uint64_t seed, char *name,
-                           mimo_error *err)
+mimo_status mimo_rank_open(mimo_rank *rank, uint32_t device, const char *path, const char *image, uint64_t seed,
+                           char *name, mimo_error *err)
 {
-    const mimo_status status = open_device(rank, device, image, seed, err);
+    const mimo_status status = open_device(rank, device, path, image, seed, err);
     if (status == MIMO_OK)
         memcpy(name, rank->cuda->device.name, sizeof rank->cuda->device.name);
     else
-        close_device(rank);
+        mimo_rank_shut(rank);
     return status;
 }
 
 void mimo_rank_close(mimo_rank *rank)
 {
-    close_device(rank);
+    mimo_rank_shut(rank);
     mimo_weights_release(&rank->weights);
     mimo_weights_release(&rank->draft.weights);
     *rank = (mimo_rank){0};
@@ -270,7 +273,7 @@ static void write_block(mimo_rank *rank, uint32_t run)
 static mimo_status finish(mimo_rank *rank, double *seconds, size_t count, mimo_error *err)
 {
     mimo_cuda_device *device = &rank->cuda->device;
-    mimo_cuda_wait(device);
+    mimo_cuda_settle(rank->cuda);
     for (size_t i = 0; i < count; i++)
         seconds[i] = mimo_cuda_event_seconds(device, rank->event[2 * i], rank->event[2 * i + 1]);
     return mimo_cuda_device_check(device, err);
@@ -379,6 +382,8 @@ static mimo_status trace(mimo_rank *rank, uint32_t rows, bool draft, mimo_rank_t
 mimo_status mimo_rank_trace_step(mimo_rank *rank, uint32_t rows, bool draft, mimo_rank_trace *out, mimo_error *err)
 {
     *out = (mimo_rank_trace){0};
+    if (rank->cuda->resident != NULL)
+        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "stamps: expected the plain path, whose CTAs have them");
     if (draft)
         MIMO_TRY(check_draft(rank, err));
     MIMO_TRY(begin(rank, rows, 1, err));

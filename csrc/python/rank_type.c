@@ -191,9 +191,9 @@ static bool is_open(const rank_object *self)
 static PyObject *rank_open(rank_object *self, PyObject *args)
 {
     unsigned int device;
-    const char *image;
+    const char *path, *image;
     unsigned long long seed;
-    if (!PyArg_ParseTuple(args, "IsK:open", &device, &image, &seed))
+    if (!PyArg_ParseTuple(args, "IssK:open", &device, &path, &image, &seed))
         return NULL;
     if (self->rank.cuda != NULL)
         return PyErr_Format(PyExc_ValueError, "rank: it is open already");
@@ -201,11 +201,20 @@ static PyObject *rank_open(rank_object *self, PyObject *args)
     mimo_error err = {0};
     mimo_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = mimo_rank_open(&self->rank, device, image, seed, name, &err);
+    status = mimo_rank_open(&self->rank, device, path, image, seed, name, &err);
     Py_END_ALLOW_THREADS
     if (status != MIMO_OK)
         return mimo_python_raise(&err);
     return PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace");
+}
+
+static PyObject *rank_close(rank_object *self, PyObject *unused)
+{
+    (void)unused;
+    Py_BEGIN_ALLOW_THREADS
+    mimo_rank_shut(&self->rank);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 static PyObject *rank_draw(rank_object *self, PyObject *object)
@@ -358,7 +367,8 @@ static PyMethodDef rank_methods[] = {
      "stages($self, sms, shared_bytes, l2_bytes, /)\n--\n\nThe stages of a round as queues of tasks, and shared "
      "memory."},
     {"open", (PyCFunction)(void (*)(void))rank_open, METH_VARARGS,
-     "open($self, device, image, seed, /)\n--\n\nMakes the weights on a GPU, whose name it returns."},
+     "open($self, device, path, image, seed, /)\n--\n\nMakes the weights on a GPU, whose name it returns."},
+    {"close", (PyCFunction)(void (*)(void))rank_close, METH_NOARGS, "close($self, /)\n--\n\nGives the GPU back."},
     {"draw", (PyCFunction)(void (*)(void))rank_draw, METH_O,
      "draw($self, experts, /)\n--\n\nThe experts that steps choose from now on."},
     {"time_copies", (PyCFunction)(void (*)(void))rank_time_copies, METH_VARARGS,

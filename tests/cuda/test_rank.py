@@ -45,10 +45,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def opened(engine: Any, image: str) -> Callable[..., Any]:
-    def get(world: int = 2, seed: int = 1, context: int = 40, **fake: Any) -> Any:
+    def get(path: str = "plain", world: int = 2, seed: int = 1, context: int = 40, **fake: Any) -> Any:
         _probe.cuda_fake(**({"memory": GB} | fake))
         rank = _probe.Rank(engine, world=world, context=context, copied=1 << 16)
-        rank.open(0, image, seed)
+        rank.open(0, path, image, seed)
         return rank
 
     return get
@@ -140,8 +140,12 @@ def test_weights_are_a_function_of_the_seed(opened: Callable[..., Any]) -> None:
     assert not np.array_equal(found["a"], found["c"])
 
 
-def test_logits_are_of_order_one(opened: Callable[..., Any]) -> None:
-    rank = opened()
+PATHS = pytest.mark.parametrize("path", ["plain", "resident"])
+
+
+@PATHS
+def test_logits_are_of_order_one(opened: Callable[..., Any], path: str) -> None:
+    rank = opened(path)
     rank.draw(drawn())
     found = logits(rank, 8)
     assert found.shape == (8, 256)
@@ -150,8 +154,9 @@ def test_logits_are_of_order_one(opened: Callable[..., Any]) -> None:
     assert len(np.unique(found)) > 1500
 
 
-def test_a_rows_logits_do_not_depend_on_the_width(opened: Callable[..., Any]) -> None:
-    rank = opened()
+@PATHS
+def test_a_rows_logits_do_not_depend_on_the_width(opened: Callable[..., Any], path: str) -> None:
+    rank = opened(path)
     rank.draw(drawn())
     want = logits(rank, 8)
     for rows in range(1, 8):
@@ -161,8 +166,9 @@ def test_a_rows_logits_do_not_depend_on_the_width(opened: Callable[..., Any]) ->
 # ---- experts ----
 
 
-def test_steps_choose_what_was_drawn(opened: Callable[..., Any]) -> None:
-    rank = opened()
+@PATHS
+def test_steps_choose_what_was_drawn(opened: Callable[..., Any], path: str) -> None:
+    rank = opened(path)
     experts = drawn(sets=5)
     rank.draw(experts)
     for run in range(1, 8):
@@ -191,8 +197,9 @@ def test_wrong_draws_are_refused(opened: Callable[..., Any]) -> None:
 # ---- times ----
 
 
-def test_times(opened: Callable[..., Any]) -> None:
-    rank = opened()
+@PATHS
+def test_times(opened: Callable[..., Any], path: str) -> None:
+    rank = opened(path)
     rank.draw(drawn())
     for seconds, count in ((rank.time_copies(16), 16), (rank.time_steps(1, 3), 3), (rank.time_drafts(8, 8), 8)):
         assert seconds.shape == (count,)
@@ -207,9 +214,23 @@ def test_a_rank_without_a_drafter(tmp_path: Path, image: str) -> None:
     arguments, _ = engine_arguments(path)
     _probe.cuda_fake(memory=GB)
     rank = _probe.Rank(_probe.Engine(*arguments, threads=1), world=2, context=9, copied=1 << 16)
-    rank.open(0, image, 0)
+    rank.open(0, "plain", image, 0)
     assert np.isfinite(logits(rank, 8)).all()
     assert "drafter" in raises(ValueError, lambda: rank.time_drafts(8, 1))
+
+
+def test_a_rank_opens_again_on_another_path(opened: Callable[..., Any], image: str) -> None:
+    rank = opened("resident")
+    assert "open already" in raises(ValueError, lambda: rank.open(0, "plain", image, 1))
+    assert "plain path" in raises(NotImplementedError, lambda: rank.trace(8, False))
+    rank.close()
+    rank.close()
+    assert _probe.cuda_fake_stats()["live_blocks"] == 0
+    rank.open(0, "plain", image, 1)
+    rank.draw(drawn())
+    assert np.isfinite(logits(rank, 8)).all()
+    rank.close()
+    assert "'plain' or 'resident'" in raises(ValueError, lambda: rank.open(0, "other", image, 1))
 
 
 def test_closed_ranks_say_so(engine: Any) -> None:
@@ -242,17 +263,19 @@ def test_stamps_of_every_cta(opened: Callable[..., Any], draft: bool) -> None:
 # ---- failures ----
 
 
-def test_every_call_may_fail(engine: Any, image: str) -> None:
+@PATHS
+def test_every_call_may_fail(engine: Any, image: str, path: str) -> None:
     """Whatever call of the driver fails: an error, and nothing is left behind."""
 
     def work() -> None:
         rank = _probe.Rank(engine, world=2, context=9, copied=1 << 12)
-        rank.open(0, image, 1)
+        rank.open(0, path, image, 1)
         rank.draw(drawn(sets=1))
         rank.time_copies(1)
         rank.time_steps(2, 1)
         rank.time_drafts(2, 1)
-        rank.trace(2, False)
+        if path == "plain":
+            rank.trace(2, False)
 
     _probe.cuda_fake(memory=GB)
     work()

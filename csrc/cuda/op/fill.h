@@ -109,6 +109,16 @@ MIMO_BODY inline void mimo_fill_run(const Team &team, const mimo_fill &fill, uin
     }
 }
 
+#ifdef __CUDACC__
+/* The kernel, in each module that fills. */
+#define MIMO_FILL_KERNEL(threads)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(threads) mimo_fill_values(const __grid_constant__ mimo_fill fill)     \
+    {                                                                                                                  \
+        const mimo_cta_team team = {nullptr, 0, threads, 0};                                                           \
+        mimo_fill_run(team, fill, blockIdx.x, gridDim.x);                                                              \
+    }
+#endif
+
 #endif
 
 #endif
