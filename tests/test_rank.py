@@ -89,7 +89,7 @@ def plan() -> RankResult:
 
 def test_a_plan(plan: RankResult) -> None:
     assert not plan.samples
-    assert dict(plan.memory)["weights"] > 0
+    assert dict(plan.memory["plain"])["weights"] > 0
     text = str(plan)
     for part in ("rank 0 of 2 of tiny", "not measured", "overlap=0.5", "keys and values", "step 8", "not measured: tokens a round"):
         assert part in text
@@ -112,9 +112,15 @@ def test_exchanges_between_ranks(plan: RankResult) -> None:
 
 def test_projections(plan: RankResult) -> None:
     plan = RankResult(**{name: getattr(plan, name) for name in plan.__dataclass_fields__} | {"samples": {}})
-    assert [p.measured for p in plan.projections()] == [False, False]
-    plan.samples = {"step 1": [2e-3], "step 8": [4e-3, 6e-3], "draft": [1e-3]}
-    one, eight = (p for p in plan.projections() if p.measured)
+    assert [p.path for p in plan.projections()] == [None, None]
+    plan.samples = {
+        "plain": {"step 1": [2e-3], "step 8": [4e-3, 6e-3], "draft": [1e-3]},
+        "resident": {"step 1": [1e-3], "step 8": [4e-3]},
+    }
+    assert plan.ratio("step 1") == 2
+    assert plan.ratio("draft") is None
+    assert [(p.width, p.path) for p in plan.projections() if p.path] == [(1, "plain"), (1, "resident"), (8, "plain")]
+    one, eight = (p for p in plan.projections() if p.path == "plain")
     assert one.speeds == ((1.0, pytest.approx(1 / (2e-3 + 10 * 4.5e-6))),)
     count = plan.exchanges(False) + plan.exchanges(True)
     assert (eight.exchanges, eight.communication) == (count, pytest.approx(count * 4.5e-6))
@@ -131,6 +137,7 @@ def test_what_is_asked_for_is_checked() -> None:
         ({"gpu": "H999"}, "gpu: expected H100"),
         ({"routing": "zipf"}, "routing"),
         ({"device": "cpu", "plan_only": False}, "device: expected 'cuda'"),
+        ({"world": 2, "context": 0}, "context: expected 1 to"),
     ):
         with pytest.raises(ValueError, match=text):
             bench_rank("tiny", **{"plan_only": True, "progress": False} | wrong)  # type: ignore[arg-type]
@@ -161,7 +168,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(module, "core", _probe)
     monkeypatch.setattr(module, "why_cuda_is_off", lambda: None)
     monkeypatch.setattr(module, "cuda_device", lambda device: 0)
-    monkeypatch.setattr(module, "cuda_image", lambda: image)
+    monkeypatch.setattr(module, "cuda_image", lambda path: image)
     monkeypatch.setattr(module, "_COPIED", 1 << 16)
     _probe.cuda_fake(memory=10**9)
     yield
@@ -171,34 +178,49 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("gpu")
 def test_a_measurement(tmp_path: Path) -> None:
     result = bench_rank("tiny", world=2, context=100, rounds=2, widths=[1, 8], copied=1 << 16, progress=False)
-    assert {name: len(values) for name, values in result.samples.items()} == {
-        "copy": 32, "step 1": 32, "bytes 1": 32, "step 8": 32, "bytes 8": 32, "draft": 16,
-    }  # fmt: skip
-    assert set(result.samples["bytes 1"]) == {result.step_bytes(1)}, "a row chooses as many experts as any other"
-    assert np.mean(result.samples["bytes 8"]) == pytest.approx(result.step_bytes(8), rel=0.05)
-    assert result.rate("step 1") == pytest.approx(
-        np.median(np.array(result.samples["bytes 1"]) / np.array(result.samples["step 1"]))
-    )
-    assert result.fraction("draft") == pytest.approx((result.rate("draft") or 0) / np.median(result.samples["copy"]))
+    assert list(result.samples) == ["plain", "resident"]
+    for path, samples in result.samples.items():
+        assert {name: len(values) for name, values in samples.items()} == {
+            "copy": 32, "step 1": 32, "bytes 1": 32, "step 8": 32, "bytes 8": 32, "draft": 16,
+        }  # fmt: skip
+        assert set(samples["bytes 1"]) == {result.step_bytes(1)}, "a row chooses as many experts as any other"
+        assert np.mean(samples["bytes 8"]) == pytest.approx(result.step_bytes(8), rel=0.05)
+        rates = np.array(samples["bytes 8"]) / np.array(samples["step 8"])
+        assert result.rate(path, "step 8") == pytest.approx(np.median(rates))
+        assert result.fraction(path, "draft") == pytest.approx((result.rate(path, "draft") or 0) / np.median(samples["copy"]))
     assert set(result.profiles) == {"step 1", "step 8", "draft"}
     phases = {phase.name: phase for phase in result.profiles["step 8"].phases}
     assert set(phases) == {op.name for op in result.operations if not op.draft}
-    assert sum(phase.bytes for phase in phases.values()) in result.samples["bytes 8"]
+    assert sum(phase.bytes for phase in phases.values()) in result.samples["plain"]["bytes 8"]
     text = str(result)
     for part in (
         "measured on a GPU made up by a test",
         "copy bandwidth",
-        "ms measured + 10 exchanges of 4.5 us",
+        "ms measured (resident) + 10 exchanges of 4.5 us",
         "SMs busy",
-        "not measured",
     ):
         assert part in text
+    assert "(not measured: tokens a round / (time + communication))" in text
     result.write_json(tmp_path / "rank.json")
     read = json.loads((tmp_path / "rank.json").read_text())
     assert read["machine"]["gpu"] == "a GPU made up by a test"
-    assert read["memory"]["weights"] > 0
-    assert read["figures"]["step 8"]["rate"] == result.rate("step 8")
+    assert read["memory"]["resident"]["weights"] > 0
+    assert read["figures"]["plain"]["step 8"]["rate"] == result.rate("plain", "step 8")
+    assert read["ratios"]["step 8"] == result.ratio("step 8")
     assert _probe.cuda_fake_stats()["live_blocks"] == 0
+
+
+@pytest.mark.usefixtures("gpu")
+def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"world": 2, "context": 9, "rounds": 1, "widths": [1], "copied": 1 << 12, "progress": False}
+    assert list(bench_rank("tiny", paths=["resident"], **settings).samples) == ["resident"]
+    for wrong, text in ((["other"], "'plain' or 'resident'"), ([], "at least one")):
+        with pytest.raises(ValueError, match=text):
+            bench_rank("tiny", paths=wrong, **settings)
+    monkeypatch.setattr(module, "cuda_image", lambda path: tmp_path / ("plain.fatbin" if path == "plain" else "none"))
+    assert list(bench_rank("tiny", **settings).samples) == ["plain"]
+    with pytest.raises(NotImplementedError, match="was not built"):
+        bench_rank("tiny", paths=["resident"], **settings)
 
 
 @pytest.mark.usefixtures("gpu")

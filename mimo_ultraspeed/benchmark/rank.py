@@ -19,7 +19,7 @@ from ..drafter import open_drafter
 from ..errors import EngineError
 from ..make import make
 from ..provenance import software
-from .rank_result import Operation, Profile, RankResult, RankSettings, Shape, Trace
+from .rank_result import PATHS, Operation, Profile, RankResult, RankSettings, Shape, Trace
 from .routing import Routing, distinct
 from .step_model import GPUS, Assumptions, lowered, step
 
@@ -54,6 +54,7 @@ def bench_rank(
     context: int | None = None,
     rounds: int = 5,
     device: str = "cuda",
+    paths: Iterable[str] | None = None,
     plan_only: bool = False,
     gpu: str = "H200",
     assume: Assumptions | None = None,
@@ -68,6 +69,8 @@ def bench_rank(
     widths: rows of steps, 1 to 8. routing: "uniform" or "overlap=P", or a `Routing`: how experts are drawn, anew in every round.
     context: positions before each step (None: 8192, or what the model has).
     rounds: times that copies, steps of each width and drafts take their turn.
+    paths: of the backend, "plain" (an operation a kernel, a step a graph) and "resident" (one kernel that stays), one after the
+      other; None is all that were built.
     gpu: the one that plans and models are made for, "H100", "H200" or "B200". assume: of the step-time model and of projections.
     copied: bytes of a copy that measures bandwidth, several times the L2 cache.
 
@@ -79,6 +82,7 @@ def bench_rank(
     settings = RankSettings(shape, dict(overrides or {}), world, rank, rows, str(wanted), context or 0, rounds, seed, copied)
     _check(settings, gpu)
     number = None if plan_only else _device(device)
+    wanted_paths = () if number is None else _paths(paths)
     with tempfile.TemporaryDirectory() as folder:
         engine = shape_engine(Path(folder) / "model", shape, overrides)
         if context is None:
@@ -86,9 +90,21 @@ def bench_rank(
         assumed = replace(assume or Assumptions(), overlap=wanted.overlap, context=settings.context)
         share = core.Rank(engine, world=world, context=settings.context, copied=copied)
         result = _planned(share, engine, settings, gpu, assumed, plan_only)
-        if number is not None:
-            _Session(share, result, wanted, number).run(progress)
+        _run(share, result, wanted, number or 0, wanted_paths, progress)
     return result
+
+
+def _run(share: core.Rank, result: RankResult, routing: Routing, device: int, paths: Iterable[str], progress: bool) -> None:
+    try:
+        for path in paths:
+            try:
+                _Session(share, result, routing, device, path).run(progress)
+            finally:
+                share.close()
+    except KeyboardInterrupt:
+        if not result.samples:
+            raise
+        result.interrupted = True
 
 
 def _device(device: str) -> int:
@@ -100,6 +116,20 @@ def _device(device: str) -> int:
     number = cuda_device(device)
     assert number is not None
     return number
+
+
+def _paths(paths: Iterable[str] | None) -> tuple[str, ...]:
+    if paths is None:
+        return tuple(path for path in PATHS if cuda_image(path).exists())
+    chosen = tuple(dict.fromkeys(paths))
+    for path in chosen:
+        if path not in PATHS:
+            raise ValueError(f"path: expected {' or '.join(map(repr, PATHS))}, found {path!r}")
+        if not cuda_image(path).exists():
+            raise NotImplementedError(f"path {path!r}: {cuda_image(path).name} was not built")
+    if not chosen:
+        raise ValueError("paths: expected at least one")
+    return chosen
 
 
 def _check(settings: RankSettings, gpu: str) -> None:
@@ -124,7 +154,7 @@ def _planned(
     stages = lowered(share, GPUS[gpu])
     experts = max((stage.experts for stage in stages.stages), default=0)
     top_k = max((stage.top_k for stage in stages.stages), default=0)
-    memory = tuple(share.memory(int(GPUS[gpu].memory))) if plan_only else ()
+    memory = {"plain": tuple(share.memory(int(GPUS[gpu].memory)))} if plan_only else {}
     modelled = {width: step(stages, GPUS[gpu], width, False, assume) for width in settings.widths}
     rounds = {width: step(stages, GPUS[gpu], width, True, assume) for width in settings.widths if width > 1}
     return RankResult(
@@ -142,34 +172,30 @@ def _planned(
 
 
 class _Session:
-    """One share on one GPU."""
+    """One share on one path of one GPU."""
 
-    def __init__(self, share: core.Rank, result: RankResult, routing: Routing, device: int) -> None:
-        self.share, self.result, self.routing = share, result, routing
+    def __init__(self, share: core.Rank, result: RankResult, routing: Routing, device: int, path: str) -> None:
+        self.share, self.result, self.routing, self.path = share, result, routing, path
         self.rng = np.random.default_rng(result.settings.seed)
-        result.machine["gpu"] = share.open(device, str(cuda_image()), result.settings.seed)
-        result.memory = tuple(share.memory(0))
+        result.machine["gpu"] = share.open(device, path, str(cuda_image(path)), result.settings.seed)
+        result.memory[path] = tuple(share.memory(0))
         self.experts: NDArray[np.uint16] = np.empty(0, np.uint16)
 
     def run(self, progress: bool) -> None:
-        """Warms up, then all rounds, then one step of each kind with stamps."""
+        """Warms up, then all rounds, then one step of each kind with stamps where CTAs have them."""
         result = self.result
         works = 1 + result.settings.rounds * (2 + len(result.settings.widths)) + 1
-        try:
-            with bar(progress, total=works, unit="measurement") as shown:
-                self._draw()
-                for width in result.settings.widths:
-                    self._check(width)
-                self.share.time_drafts(_ROWS, 1)
-                shown.update()
-                for _ in range(result.settings.rounds):
-                    self._round(shown)
+        with bar(progress, total=works, unit="measurement", desc=self.path) as shown:
+            self._draw()
+            for width in result.settings.widths:
+                self._check(width)
+            self.share.time_drafts(_ROWS, 1)
+            shown.update()
+            for _ in range(result.settings.rounds):
+                self._round(shown)
+            if self.path == "plain":
                 self._traces()
-                shown.update()
-        except KeyboardInterrupt:
-            if not result.samples:
-                raise
-            result.interrupted = True
+            shown.update()
 
     def _draw(self) -> None:
         shape = self.result.shape
@@ -190,14 +216,14 @@ class _Session:
 
     def _round(self, shown: Any) -> None:
         result = self.result
-        result.add("copy", 2 * result.settings.copied / self.share.time_copies(_RUNS))
+        result.add(self.path, "copy", 2 * result.settings.copied / self.share.time_copies(_RUNS))
         shown.update()
         self._draw()
         for width in result.settings.widths:
-            result.add(f"step {width}", self.share.time_steps(width, _RUNS))
-            result.add(f"bytes {width}", [result.step_bytes(width, row) for row in self._distinct(width)])
+            result.add(self.path, f"step {width}", self.share.time_steps(width, _RUNS))
+            result.add(self.path, f"bytes {width}", [result.step_bytes(width, row) for row in self._distinct(width)])
             shown.update()
-        result.add("draft", self.share.time_drafts(_ROWS, _DRAFT_RUNS))
+        result.add(self.path, "draft", self.share.time_drafts(_ROWS, _DRAFT_RUNS))
         shown.update()
 
     def _distinct(self, width: int) -> Sequence[float]:

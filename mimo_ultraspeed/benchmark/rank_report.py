@@ -33,44 +33,47 @@ def _head(result: RankResult) -> Iterator[str]:
 
 
 def _memory(result: RankResult) -> Iterator[str]:
-    yield "memory of the GPU" + ("" if result.machine else f" (if it is an {result.planned_for})")
-    for name, count in result.memory:
-        if count:
-            yield f"  {count / 1e9:10.3f} GB  {name}"
+    for path, items in result.memory.items():
+        yield f"memory of the GPU, {path} path" + ("" if result.machine else f" (if it is an {result.planned_for})")
+        for name, count in items:
+            if count:
+                yield f"  {count / 1e9:10.3f} GB  {name}"
     pages, activations = result.shared_memory
     yield f"shared memory of a resident CTA: {pages} pages of {RING_PAGE:,} B loaded ahead, {activations:,} B of activations"
 
 
 def _steps(result: RankResult) -> Iterator[str]:
-    copy = result.samples.get("copy")
-    if copy:
-        spread = f"{min(copy) / 1e12:.2f} to {max(copy) / 1e12:.2f}"
-        yield f"copy bandwidth {_tera(result.median('copy'))} TB/s, read and written together ({spread})"
-    yield f"{'':10}{'GB read':>9}{'model ms':>10}{'ms':>9}{'min':>9}{'max':>9}{'TB/s':>7}{'of copy':>9}"
+    for path, samples in result.samples.items():
+        if copy := samples.get("copy"):
+            spread = f"{min(copy) / 1e12:.2f} to {max(copy) / 1e12:.2f}"
+            yield f"copy bandwidth {_tera(result.median(path, 'copy'))} TB/s, read and written together ({spread}), beside {path}"
+    yield f"{'':20}{'GB read':>9}{'ms':>10}{'min':>9}{'max':>9}{'TB/s':>7}{'of copy':>9}{'x plain':>9}"
     for width in result.settings.widths:
-        name = f"step {width}"
-        size = result.median(f"bytes {width}") or result.step_bytes(width)
-        yield f"{name:<10}{size / 1e9:9.3f}{1e3 * result.modelled[width].time:10.3f}{_measured(result, name)}"
+        yield from _work(result, f"step {width}", result.step_bytes(width), result.modelled[width].time)
     block = result.shape.block
     drafting = result.modelled_rounds[block].time - result.modelled[block].time if block in result.modelled_rounds else None
-    model = f"{1e3 * drafting:10.3f}" if drafting is not None else f"{'-':>10}"
-    yield f"{'draft':<10}{result.draft_bytes() / 1e9:9.3f}{model}{_measured(result, 'draft')}"
+    yield from _work(result, "draft", result.draft_bytes(), drafting)
     experts = ", ".join(f"{result.expected_experts(width):.1f} at width {width}" for width in result.settings.widths)
     if result.shape.experts:
         yield f"distinct experts of a layer, expected: {experts}"
     share, world = f"{result.assume.fraction:.0%}", result.settings.world
     yield f"model: {share} of the bandwidth of an {result.planned_for}, with waits, sampling and what {world} ranks tell each other"
-    if copy:
-        yield "measured: the plain path, without sampling or what ranks tell each other; features stay on the GPU"
+    if result.samples:
+        yield "measured: without sampling and without what ranks tell each other; the drafter's features stay on the GPU"
 
 
-def _measured(result: RankResult, name: str) -> str:
-    values = result.samples.get(name)
-    if not values:
-        return f"{'-':>9}"
-    share = result.fraction(name)
-    text = f"{1e3 * (result.median(name) or 0):9.3f}{1e3 * min(values):9.3f}{1e3 * max(values):9.3f}{_tera(result.rate(name)):>7}"
-    return text + (f"{share:9.0%}" if share is not None else "")
+def _work(result: RankResult, name: str, size: float, modelled: float | None) -> Iterator[str]:
+    if modelled is not None:
+        yield f"{name + ', model':<20}{size / 1e9:9.3f}{1e3 * modelled:10.3f}"
+    for path, samples in result.samples.items():
+        values = samples.get(name)
+        if not values:
+            continue
+        read = result.median(path, name.replace("step", "bytes")) if name != "draft" else size
+        share, ratio = result.fraction(path, name), result.ratio(name) if path == "resident" else None
+        times = f"{1e3 * (result.median(path, name) or 0):10.3f}{1e3 * min(values):9.3f}{1e3 * max(values):9.3f}"
+        text = f"{name + ', ' + path:<20}{(read or size) / 1e9:9.3f}{times}{_tera(result.rate(path, name)):>7}"
+        yield text + (f"{share:9.0%}" if share is not None else f"{'':9}") + (f"{ratio:9.2f}" if ratio is not None else "")
 
 
 def _tera(rate: float | None) -> str:
@@ -102,9 +105,10 @@ def _projections(result: RankResult) -> Iterator[str]:
 def _projection(result: RankResult, p: Projection) -> Iterator[str]:
     kind = "width 1, no drafts" if p.width == 1 else f"width {p.width} with drafts"
     speeds = ", ".join(f"{speed:.0f} at {tokens:g}" for tokens, speed in p.speeds)
-    if p.measured:
+    if p.path is not None:
         us = 1e6 * result.assume.all_reduce
-        how = f"{1e3 * p.seconds:.3f} ms measured + {p.exchanges} exchanges of {us:g} us ({1e3 * p.communication:.3f} ms)"
+        more = f"{p.exchanges} exchanges of {us:g} us ({1e3 * p.communication:.3f} ms)"
+        how = f"{1e3 * p.seconds:.3f} ms measured ({p.path}) + {more}"
     else:
         how = f"{1e3 * p.seconds:.3f} ms by the model"
     yield f"  {kind:<20} {speeds} tokens/s: {how}"

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from .step_model import ACCEPTANCES, Assumptions, Step, union
 
-__all__ = ["Operation", "Phase", "Profile", "Projection", "RankResult", "RankSettings", "Shape", "Trace"]
+__all__ = ["PATHS", "Operation", "Phase", "Profile", "Projection", "RankResult", "RankSettings", "Shape", "Trace"]
 
 SCHEMA = 1
+PATHS = ("plain", "resident")
+"""Of the CUDA backend."""
 _EXCHANGES = {"embed": 1, "draft_embed": 1, "out_proj": 1, "expert_down": 1, "dense_down": 1, "draft_fuse": 1, "head": 1}
 """Exchanges between ranks after an operation: sums of partial results, rows of the divided embedding, best tokens of the head."""
 
@@ -157,8 +159,8 @@ class Projection:
     """Tokens per second of the node if nothing but the stated communication is added: acceptance / (time + communication)."""
 
     width: int
-    measured: bool
-    """The time is the measured one; else the step-time model's, which has communication in it already."""
+    path: str | None
+    """Whose time was measured; None: it is the step-time model's, which has communication in it already."""
     seconds: float
     communication: float
     exchanges: int
@@ -171,17 +173,19 @@ class RankResult:
     """The outcome of `bench_rank`. `str(result)` is the report, `plot` a timeline, `to_dict` and `write_json` all but the stamps.
 
     The JSON object (schema 1): settings; shape; planned_for (the GPU of the plan) and assumptions; machine (gpu: the measured one);
-    version, commit, started, interrupted; memory (name -> bytes); shared_memory of a CTA; bytes (of "step W" and "draft", with the
-    expected experts); modelled (seconds of "step W" and of "round W" by the step-time model); samples: "copy" (bytes read and
-    written per second), "step W" and "draft" (seconds), "bytes W" (bytes read by the same step, with the experts it chose);
-    profiles ("step W", "draft": seconds, phases, sm_busy, tick in ns); figures; projections.
+    version, commit, started, interrupted; memory (path -> name -> bytes); shared_memory of a CTA; bytes (of "step W" and "draft",
+    with the expected experts); modelled (seconds of "step W" and of "round W" by the step-time model); samples (path -> "copy":
+    bytes read and written per second; "step W" and "draft": seconds; "bytes W": bytes read by the same step, with the experts it
+    chose); profiles of the plain path ("step W", "draft": seconds, phases, sm_busy, tick in ns); figures by path; ratios (plain /
+    resident); projections.
     """
 
     shape: Shape
     settings: RankSettings
     planned_for: str
     assume: Assumptions
-    memory: tuple[tuple[str, int], ...]
+    memory: dict[str, tuple[tuple[str, int], ...]]
+    """By path."""
     operations: tuple[Operation, ...]
     shared_memory: tuple[int, int]
     """Of a CTA of the resident kernel: pages of the ring, bytes of activations."""
@@ -191,14 +195,15 @@ class RankResult:
     commit: str | None
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     machine: dict[str, str] = field(default_factory=dict)
-    samples: dict[str, list[float]] = field(default_factory=dict)
+    samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """By path."""
     profiles: dict[str, Profile] = field(default_factory=dict)
     traces: dict[str, Trace] = field(default_factory=dict)
     interrupted: bool = False
 
-    def add(self, name: str, values: Iterable[float]) -> None:
+    def add(self, path: str, name: str, values: Iterable[float]) -> None:
         """More samples of one kind."""
-        self.samples.setdefault(name, []).extend(float(value) for value in values)
+        self.samples.setdefault(path, {}).setdefault(name, []).extend(float(value) for value in values)
 
     # ---- bytes ----
 
@@ -226,25 +231,30 @@ class RankResult:
 
     # ---- figures ----
 
-    def median(self, name: str) -> float | None:
+    def median(self, path: str, name: str) -> float | None:
         """Of the samples of one kind."""
-        values = self.samples.get(name)
+        values = self.samples.get(path, {}).get(name)
         return statistics.median(values) if values else None
 
-    def rate(self, name: str) -> float | None:
+    def rate(self, path: str, name: str) -> float | None:
         """Bytes per second of "step W" or "draft": the median over its runs."""
-        seconds = self.samples.get(name)
+        seconds = self.samples.get(path, {}).get(name)
         if not seconds:
             return None
         if name == "draft":
             return self.draft_bytes() / statistics.median(seconds)
-        sizes = self.samples[f"bytes {name.removeprefix('step ')}"]
+        sizes = self.samples[path][f"bytes {name.removeprefix('step ')}"]
         return statistics.median(size / time for size, time in zip(sizes, seconds, strict=True))
 
-    def fraction(self, name: str) -> float | None:
-        """Of the copy bandwidth that was measured in the same run."""
-        rate, copy = self.rate(name), self.median("copy")
+    def fraction(self, path: str, name: str) -> float | None:
+        """Of the copy bandwidth that was measured in turn with it."""
+        rate, copy = self.rate(path, name), self.median(path, "copy")
         return rate / copy if rate is not None and copy else None
+
+    def ratio(self, name: str) -> float | None:
+        """Time of the plain path / time of the resident path."""
+        plain, resident = self.median("plain", name), self.median("resident", name)
+        return plain / resident if plain is not None and resident else None
 
     def exchanges(self, draft: bool) -> int:
         """Exchanges between ranks in a step, or in the drafter's context and block; none where one rank has all."""
@@ -261,18 +271,19 @@ class RankResult:
                 continue
             accepted = ACCEPTANCES if drafts else (1.0,)
             model = (self.modelled_rounds if drafts else self.modelled)[width]
-            out.append(_projection(width, False, model.time, 0, 0.0, accepted))
-            seconds, more = self.median(f"step {width}"), self.median("draft") if drafts else 0.0
-            if seconds is not None and more is not None:
-                count = self.exchanges(False) + (self.exchanges(True) if drafts else 0)
-                out.append(_projection(width, True, seconds + more, count, count * self.assume.all_reduce, accepted))
+            out.append(_projection(width, None, model.time, 0, 0.0, accepted))
+            count = self.exchanges(False) + (self.exchanges(True) if drafts else 0)
+            for path in self.samples:
+                seconds, more = self.median(path, f"step {width}"), self.median(path, "draft") if drafts else 0.0
+                if seconds is not None and more is not None:
+                    out.append(_projection(width, path, seconds + more, count, count * self.assume.all_reduce, accepted))
         return out
 
     # ---- out ----
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that the class describes."""
-        names = [name for name in self.samples if name == "draft" or name.startswith("step ")]
+        names = [f"step {width}" for width in self.settings.widths] + ["draft"]
         bytes_read = {f"step {width}": self.step_bytes(width) for width in self.settings.widths} | {"draft": self.draft_bytes()}
         modelled = {f"step {width}": value.time for width, value in self.modelled.items()}
         modelled |= {f"round {width}": value.time for width, value in self.modelled_rounds.items()}
@@ -287,17 +298,19 @@ class RankResult:
             "commit": self.commit,
             "started": self.started,
             "interrupted": self.interrupted,
-            "memory": dict(self.memory),
+            "memory": {path: dict(items) for path, items in self.memory.items()},
             "shared_memory": {"ring_pages": self.shared_memory[0], "activation_bytes": self.shared_memory[1]},
             "bytes": bytes_read,
             "modelled": modelled,
             "samples": self.samples,
             "profiles": {name: dataclasses.asdict(profile) for name, profile in self.profiles.items()},
-            "figures": {
-                name: {"seconds": self.median(name), "rate": self.rate(name), "of_copy": self.fraction(name)} for name in names
-            },
+            "figures": {path: {name: self._figure(path, name) for name in names} for path in self.samples},
+            "ratios": {name: ratio for name in names if (ratio := self.ratio(name)) is not None},
             "projections": [dataclasses.asdict(projection) for projection in self.projections()],
         }
+
+    def _figure(self, path: str, name: str) -> dict[str, float | None]:
+        return {"seconds": self.median(path, name), "rate": self.rate(path, name), "of_copy": self.fraction(path, name)}
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_dict()` to a file."""
@@ -317,7 +330,7 @@ class RankResult:
 
 
 def _projection(
-    width: int, measured: bool, seconds: float, exchanges: int, communication: float, accepted: Iterable[float]
+    width: int, path: str | None, seconds: float, exchanges: int, communication: float, accepted: Iterable[float]
 ) -> Projection:
     whole = seconds + communication
-    return Projection(width, measured, seconds, communication, exchanges, tuple((tokens, tokens / whole) for tokens in accepted))
+    return Projection(width, path, seconds, communication, exchanges, tuple((tokens, tokens / whole) for tokens in accepted))

@@ -64,6 +64,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     rank.add_argument("--routing", metavar="HOW", help="uniform (default), or overlap=P with the experts of the row before")
     rank.add_argument("--context", type=int, metavar="N", help="positions before each step (8192, or what the model has)")
     rank.add_argument("--device", metavar="DEVICE", help="cuda (default) or cuda:N")
+    rank.add_argument("--path", metavar="LIST", help="plain, resident (all that were built), measured one after the other")
     rank.add_argument("--plan-only", action="store_true", help="what lies where and a model of the time; needs no GPU")
     rank.add_argument("--gpu", metavar="NAME", help="the plan's GPU: H100, H200 (default) or B200")
     rank.add_argument("--all-reduce", type=float, metavar="US", help="of each exchange of a projection, in microseconds (4.5)")
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         figure_class(args.plot)
     if args.world is not None:
         return _run_rank(args, models, overrides)
-    asked = {name: getattr(args, name) for name in ("rank", "routing", "context", "device", "gpu", "all_reduce")}
+    asked = {name: getattr(args, name) for name in ("rank", "routing", "context", "device", "path", "gpu", "all_reduce")}
     asked["plan_only"] = args.plan_only or None
     for name, value in asked.items():
         if value is not None:
@@ -128,6 +129,7 @@ def _run_rank(args: argparse.Namespace, models: list[str], overrides: list[str])
         context=args.context,
         rounds=args.rounds,
         device=args.device or "cuda",
+        paths=args.path.split(",") if args.path is not None else None,
         plan_only=args.plan_only,
         gpu=args.gpu or "H200",
         assume=default if args.all_reduce is None else replace(default, all_reduce=args.all_reduce / 1e6),
