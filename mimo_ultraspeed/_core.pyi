@@ -180,8 +180,8 @@ class Rank:
     def time_drafts(self, rows: int, count: int, /) -> NDArray[np.float64]:
         """[count] seconds of the drafter's context of `rows` rows and one block, up to 8."""
     def trace(self, rows: int, draft: bool, /) -> tuple[list[tuple[str, str, int, int, int]], NDArray[np.uint64]]:
-        """Of the plain path, one step (or context and block): its launches (kernel, operation, layer or -1, CTAs, first stamp) and
-        the stamps [n, 3] of their CTAs: begin and end in ns of one clock, and the multiprocessor."""
+        """One step (or context and block): its launches (kernel, operation, layer or -1, CTAs, first stamp) and the stamps [n, 3]
+        of their CTAs: begin and end in ns of one clock, and the multiprocessor. On the resident path stages and their tasks."""
     def read(self, rows: int, /) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
         """Of the last step: [rows, K] experts of its last sparse layer, ascending, and logits [rows, V of the rank]."""
 

@@ -188,10 +188,11 @@ def test_a_measurement(tmp_path: Path) -> None:
         rates = np.array(samples["bytes 8"]) / np.array(samples["step 8"])
         assert result.rate(path, "step 8") == pytest.approx(np.median(rates))
         assert result.fraction(path, "draft") == pytest.approx((result.rate(path, "draft") or 0) / np.median(samples["copy"]))
-    assert set(result.profiles) == {"step 1", "step 8", "draft"}
-    phases = {phase.name: phase for phase in result.profiles["step 8"].phases}
-    assert set(phases) == {op.name for op in result.operations if not op.draft}
-    assert sum(phase.bytes for phase in phases.values()) in result.samples["plain"]["bytes 8"]
+    assert set(result.profiles) == {f"{name}, {path}" for name in ("step 1", "step 8", "draft") for path in result.samples}
+    for path, samples in result.samples.items():
+        phases = {phase.name: phase for phase in result.profiles[f"step 8, {path}"].phases}
+        assert set(phases) == {op.name for op in result.operations if not op.draft}
+        assert sum(phase.bytes for phase in phases.values()) in samples["bytes 8"]
     text = str(result)
     for part in (
         "measured on a GPU made up by a test",

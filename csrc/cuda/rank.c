@@ -9,7 +9,7 @@
 #include "cuda/shard.h"
 
 /* What a GPU has at most, for the room that stamps may take. */
-enum { MOST_PROCESSORS = 256, CTAS_OF_PROCESSOR = 2, KERNELS_OF_OP = 2 };
+enum { MOST_PROCESSORS = 256, CTAS_OF_PROCESSOR = 2, KERNELS_OF_OP = 2, STAMPS_OF_OP = 8 };
 
 /* ---- the share ---- */
 
@@ -47,7 +47,7 @@ static uint64_t lean_floats(const mimo_rank *rank)
 /* Bytes of the GPU that measuring takes: what is copied, drawn experts, stamps, each rounded by the driver. */
 static uint64_t kept_bytes(const mimo_rank *rank)
 {
-    const uint64_t stamps = (uint64_t)KERNELS_OF_OP * CTAS_OF_PROCESSOR * MOST_PROCESSORS * sizeof(mimo_stamp);
+    const uint64_t stamps = (uint64_t)STAMPS_OF_OP * MOST_PROCESSORS * sizeof(mimo_stamp);
     return 2 * rank->options.copied + MIMO_RANK_RUNS * lean_floats(rank) * sizeof(float) +
            stamps * (6 * (uint64_t)rank->config.layers + 4) + ((uint64_t)8 << 20);
 }
@@ -337,6 +337,17 @@ mimo_status mimo_rank_time_drafts(mimo_rank *rank, uint32_t rows, double *second
 
 /* ---- stamps ---- */
 
+static mimo_status open_trace(mimo_rank *rank, mimo_rank_trace *out, mimo_error *err)
+{
+    mimo_timeline *line = &out->line;
+    const size_t bytes = line->room * sizeof *out->stamp;
+    MIMO_TRY(mimo_alloc_array(&line->launch, line->most_launches, sizeof *line->launch, "timeline", err));
+    MIMO_TRY(mimo_alloc_array(&out->stamp, line->room, sizeof *out->stamp, "timeline", err));
+    MIMO_TRY(mimo_cuda_alloc(&rank->cuda->device, &rank->stamps, bytes, "timeline", err));
+    line->stamps = rank->stamps;
+    return MIMO_OK;
+}
+
 /* Records operations [first, end) with stamps, and runs them for cuda->step[0]. */
 static mimo_status run_stamped(mimo_rank *rank, mimo_cuda_tape *tape, uint32_t first, uint32_t end, mimo_timeline *line,
                                mimo_error *err)
@@ -355,17 +366,14 @@ static mimo_status run_stamped(mimo_rank *rank, mimo_cuda_tape *tape, uint32_t f
     return mimo_cuda_device_check(&cuda->device, err);
 }
 
-static mimo_status trace(mimo_rank *rank, uint32_t rows, bool draft, mimo_rank_trace *out, mimo_error *err)
+static mimo_status trace_plain(mimo_rank *rank, uint32_t rows, bool draft, mimo_rank_trace *out, mimo_error *err)
 {
     mimo_cuda *cuda = rank->cuda;
     mimo_cuda_tape *tape = draft ? &cuda->drafter : &cuda->target;
     mimo_timeline *line = &out->line;
     line->most_launches = KERNELS_OF_OP * (size_t)tape->plan.count;
     line->room = line->most_launches * CTAS_OF_PROCESSOR * cuda->device.processors;
-    MIMO_TRY(mimo_alloc_array(&line->launch, line->most_launches, sizeof *line->launch, "timeline", err));
-    MIMO_TRY(mimo_alloc_array(&out->stamp, line->room, sizeof *out->stamp, "timeline", err));
-    MIMO_TRY(mimo_cuda_alloc(&cuda->device, &rank->stamps, line->room * sizeof *out->stamp, "timeline", err));
-    line->stamps = rank->stamps;
+    MIMO_TRY(open_trace(rank, out, err));
     if (draft) {
         write_context(rank, rows, 0);
         MIMO_TRY(run_stamped(rank, tape, 0, tape->context_ops, line, err));
@@ -379,15 +387,75 @@ static mimo_status trace(mimo_rank *rank, uint32_t rows, bool draft, mimo_rank_t
     return mimo_cuda_device_check(&cuda->device, err);
 }
 
+/* Stages in their order as launches, and the stamps of their tasks, which the queues have SM by SM. */
+static mimo_status sort_stamps(mimo_rank_trace *out, const mimo_queues *q, const mimo_stamp *raw, mimo_error *err)
+{
+    mimo_timeline *line = &out->line;
+    mimo_timeline_launch *stage = line->launch + line->launches;
+    size_t *next;
+    MIMO_TRY(mimo_alloc_array(&next, q->counters, sizeof *next, "timeline", err));
+    for (uint32_t i = 0; i < q->tasks; i++) {
+        const mimo_tile_task *task = &q->task[i];
+        const uint32_t ctas = stage[task->signal].ctas + 1;
+        stage[task->signal] = (mimo_timeline_launch){task->kind, task->op_code, task->layer, ctas, 0};
+    }
+    for (uint32_t i = 0; i < q->counters; i++) {
+        next[i] = stage[i].first = line->used;
+        line->used += stage[i].ctas;
+    }
+    for (uint32_t i = 0; i < q->tasks; i++)
+        out->stamp[next[q->task[i].signal]++] = raw[i];
+    line->launches += q->counters;
+    mimo_free(next);
+    return MIMO_OK;
+}
+
+/* Runs a program once with stamps of all its tasks. */
+static mimo_status run_program(mimo_rank *rank, mimo_resident_program program, mimo_cuda_tape *tape, int part,
+                               mimo_rank_trace *out, mimo_error *err)
+{
+    mimo_cuda *cuda = rank->cuda;
+    const mimo_queues *q = &cuda->resident->queues[program];
+    mimo_stamp *raw;
+    MIMO_TRY(mimo_alloc_array(&raw, q->tasks, sizeof *raw, "timeline", err));
+    cuda->resident->machine[program].stamps = (mimo_stamp *)(uintptr_t)out->line.stamps;
+    mimo_cuda_run_piece(cuda, tape, part, 0);
+    cuda->resident->machine[program].stamps = NULL;
+    mimo_cuda_queue_out(&cuda->device, raw, out->line.stamps, q->tasks * sizeof *raw);
+    mimo_cuda_settle(cuda);
+    mimo_status status = mimo_cuda_device_check(&cuda->device, err);
+    if (status == MIMO_OK)
+        status = sort_stamps(out, q, raw, err);
+    mimo_free(raw);
+    return status;
+}
+
+static mimo_status trace_resident(mimo_rank *rank, uint32_t rows, bool draft, mimo_rank_trace *out, mimo_error *err)
+{
+    mimo_cuda *cuda = rank->cuda;
+    const mimo_queues *queues = cuda->resident->queues, *first = &queues[MIMO_RESIDENT_CONTEXT],
+                      *last = &queues[draft ? MIMO_RESIDENT_BLOCK : MIMO_RESIDENT_STEP];
+    out->line.most_launches = last->counters + (draft ? first->counters : 0);
+    out->line.room = last->tasks + (draft ? first->tasks : 0);
+    MIMO_TRY(open_trace(rank, out, err));
+    if (!draft) {
+        write_step(rank, rows, 0);
+        return run_program(rank, MIMO_RESIDENT_STEP, &cuda->target, 0, out, err);
+    }
+    write_context(rank, rows, 0);
+    MIMO_TRY(run_program(rank, MIMO_RESIDENT_CONTEXT, &cuda->drafter, 1, out, err));
+    write_block(rank, 0);
+    return run_program(rank, MIMO_RESIDENT_BLOCK, &cuda->drafter, 0, out, err);
+}
+
 mimo_status mimo_rank_trace_step(mimo_rank *rank, uint32_t rows, bool draft, mimo_rank_trace *out, mimo_error *err)
 {
     *out = (mimo_rank_trace){0};
-    if (rank->cuda->resident != NULL)
-        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "stamps: expected the plain path, whose CTAs have them");
     if (draft)
         MIMO_TRY(check_draft(rank, err));
     MIMO_TRY(begin(rank, rows, 1, err));
-    const mimo_status status = trace(rank, rows, draft, out, err);
+    const mimo_status status = rank->cuda->resident != NULL ? trace_resident(rank, rows, draft, out, err)
+                                                            : trace_plain(rank, rows, draft, out, err);
     mimo_cuda_release(&rank->cuda->device, &rank->stamps);
     if (status == MIMO_OK)
         return MIMO_OK;

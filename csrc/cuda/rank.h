@@ -64,8 +64,8 @@ MIMO_MUST_CHECK mimo_status mimo_rank_time_steps(mimo_rank *rank, uint32_t rows,
 MIMO_MUST_CHECK mimo_status mimo_rank_time_drafts(mimo_rank *rank, uint32_t rows, double *seconds, size_t count,
                                                   mimo_error *err);
 
-/* One step (draft: one context and block) with the stamps of all its CTAs, in the order of its launches. Release the
- * arrays with mimo_free. */
+/* One step (draft: one context and block) with the stamps of all its CTAs, or tasks, in the order of its launches.
+ * Release the arrays with mimo_free. */
 typedef struct mimo_rank_trace {
     mimo_timeline line; /* line.launch is the array of launches */
     mimo_stamp *stamp;  /* [line.used] */

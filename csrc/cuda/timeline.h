@@ -8,10 +8,10 @@
 #include "cuda/op/state.h"
 
 typedef struct mimo_timeline_launch {
-    uint32_t kernel;      /* mimo_cuda_kernel */
+    uint32_t kernel;      /* mimo_cuda_kernel; of the resident path, where a stage is a launch, mimo_tile_kind */
     uint16_t code, layer; /* of the operation: mimo_op_code, and its layer or MIMO_NO_LAYER */
-    uint32_t ctas;
-    size_t first; /* its first stamp */
+    uint32_t ctas;        /* or tasks */
+    size_t first;         /* its first stamp */
 } mimo_timeline_launch;
 
 typedef struct mimo_timeline {

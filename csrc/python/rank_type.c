@@ -127,20 +127,21 @@ static mimo_status lower_rank(mimo_queues *queues, tapes *t, const mimo_rank *r,
     return mimo_lower(queues, &t->tape[0], r->has_draft ? &t->tape[1] : NULL, gpu, err);
 }
 
-static PyObject *stage_list(const mimo_queues *queues, const tapes *t, const mimo_stage *stage)
-{
-    static const char *const kinds[MIMO_TILE_KINDS] = {
+static const char *const tile_kinds[MIMO_TILE_KINDS] = {
 #define MIMO_TILE(kind, text, ...) text,
 #include "cuda/tiles.def"
 #undef MIMO_TILE
-    };
+};
+
+static PyObject *stage_list(const mimo_queues *queues, const tapes *t, const mimo_stage *stage)
+{
     PyObject *list = PyList_New(0);
     for (uint32_t i = 0; list != NULL && i < queues->counters; i++) {
         const mimo_stage *s = &stage[i];
         const mimo_op *op = &t->plan[s->tape].op[s->op];
         const mimo_tile_shape *shape = &queues->shape[s->tape][s->op];
         PyObject *item =
-            Py_BuildValue("(ssiiKKII(IIIIII))", kinds[s->kind], mimo_op_infos[op->code].name,
+            Py_BuildValue("(ssiiKKII(IIIIII))", tile_kinds[s->kind], mimo_op_infos[op->code].name,
                           op->layer == MIMO_NO_LAYER ? -1 : (int)op->layer, (int)s->tape, (unsigned long long)s->bytes,
                           (unsigned long long)s->busiest, s->tasks, shape->tiles, op->dim[0], op->dim[1], op->dim[2],
                           op->dim[3], op->dim[4], op->dim[5]);
@@ -319,7 +320,8 @@ static PyObject *rank_trace(rank_object *self, PyObject *args)
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list != NULL && i < trace.line.launches; i++) {
         const mimo_timeline_launch *l = &trace.line.launch[i];
-        if (append(list, Py_BuildValue("(ssiIn)", kernels[l->kernel], mimo_op_infos[l->code].name,
+        const char *name = self->rank.cuda->resident != NULL ? tile_kinds[l->kernel] : kernels[l->kernel];
+        if (append(list, Py_BuildValue("(ssiIn)", name, mimo_op_infos[l->code].name,
                                        l->layer == MIMO_NO_LAYER ? -1 : (int)l->layer, l->ctas, (Py_ssize_t)l->first)) <
             0)
             Py_CLEAR(list);
@@ -378,7 +380,7 @@ static PyMethodDef rank_methods[] = {
     {"time_drafts", (PyCFunction)(void (*)(void))rank_time_drafts, METH_VARARGS,
      "time_drafts($self, rows, count, /)\n--\n\nSeconds of the drafter's context of so many rows and its block."},
     {"trace", (PyCFunction)(void (*)(void))rank_trace, METH_VARARGS,
-     "trace($self, rows, draft, /)\n--\n\nOne step with the time stamps of all CTAs."},
+     "trace($self, rows, draft, /)\n--\n\nOne step with the time stamps of all CTAs or tasks."},
     {"read", (PyCFunction)(void (*)(void))rank_read, METH_VARARGS,
      "read($self, rows, /)\n--\n\nExperts that the last sparse layer of the last step chose, and its logits."},
     {NULL, NULL, 0, NULL},

@@ -182,7 +182,7 @@ class _Session:
         self.experts: NDArray[np.uint16] = np.empty(0, np.uint16)
 
     def run(self, progress: bool) -> None:
-        """Warms up, then all rounds, then one step of each kind with stamps where CTAs have them."""
+        """Warms up, then all rounds, then one step of each kind with stamps."""
         result = self.result
         works = 1 + result.settings.rounds * (2 + len(result.settings.widths)) + 1
         with bar(progress, total=works, unit="measurement", desc=self.path) as shown:
@@ -193,8 +193,7 @@ class _Session:
             shown.update()
             for _ in range(result.settings.rounds):
                 self._round(shown)
-            if self.path == "plain":
-                self._traces()
+            self._traces()
             shown.update()
 
     def _draw(self) -> None:
@@ -242,5 +241,6 @@ class _Session:
         launches, stamps = self.share.trace(width, draft)
         trace = Trace(launches, stamps)
         counts = distinct(self.experts[:1, :, :width])[0] if self.experts.size else np.zeros(self.result.shape.layers, np.int64)
+        name = f"{name}, {self.path}"
         self.result.traces[name] = trace
         self.result.profiles[name] = Profile.of(trace, self.result.operation_bytes(width, draft, counts))

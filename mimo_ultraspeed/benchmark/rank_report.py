@@ -81,8 +81,8 @@ def _tera(rate: float | None) -> str:
 
 
 def _profile(name: str, profile: Profile) -> Iterator[str]:
-    yield f"{name} once, by the stamps of its CTAs (clock of {profile.tick} ns): {1e3 * profile.seconds:.3f} ms"
-    yield f"  {'':13}{'launches':>9}{'us':>10}{'share':>7}{'gaps us':>9}{'TB/s':>7}{'SMs busy':>10}"
+    yield f"{name}: once, by the stamps of its CTAs or tasks (clock of {profile.tick} ns): {1e3 * profile.seconds:.3f} ms"
+    yield f"  {'':13}{'stages':>9}{'us':>10}{'share':>7}{'gaps us':>9}{'TB/s':>7}{'SMs busy':>10}"
     for phase in sorted(profile.phases, key=lambda phase: -phase.seconds):
         rate = f"{phase.bytes / phase.seconds / 1e12:7.2f}" if phase.bytes and phase.seconds else f"{'-':>7}"
         share = phase.seconds / profile.seconds if profile.seconds else 0.0
@@ -92,7 +92,7 @@ def _profile(name: str, profile: Profile) -> Iterator[str]:
     busy = sorted(profile.sm_busy)
     if busy:
         spread = f"{busy[0]:.0%} (least), {busy[len(busy) // 2]:.0%} (median), {busy[-1]:.0%} (most)"
-        yield f"  between launches {1e6 * gaps:.1f} us; a multiprocessor is busy {spread} of the step"
+        yield f"  between stages {1e6 * gaps:.1f} us; a multiprocessor is busy {spread} of the step"
 
 
 def _projections(result: RankResult) -> Iterator[str]:

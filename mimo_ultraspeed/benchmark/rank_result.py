@@ -74,7 +74,8 @@ class Operation:
 
 @dataclass(frozen=True)
 class Trace:
-    """One step: launches (kernel, operation, layer or -1, CTAs, first stamp) and stamps [n, 3]: begin, end (ns), multiprocessor."""
+    """One step: launches (kernel, operation, layer or -1, CTAs, first stamp) and stamps [n, 3]: begin, end (ns), multiprocessor. On
+    the resident path a stage stands for a launch, and its tasks for CTAs."""
 
     launches: Sequence[tuple[str, str, int, int, int]]
     stamps: NDArray[np.uint64]
@@ -176,7 +177,7 @@ class RankResult:
     version, commit, started, interrupted; memory (path -> name -> bytes); shared_memory of a CTA; bytes (of "step W" and "draft",
     with the expected experts); modelled (seconds of "step W" and of "round W" by the step-time model); samples (path -> "copy":
     bytes read and written per second; "step W" and "draft": seconds; "bytes W": bytes read by the same step, with the experts it
-    chose); profiles of the plain path ("step W", "draft": seconds, phases, sm_busy, tick in ns); figures by path; ratios (plain /
+    chose); profiles ("step W, plain", ...: seconds, phases, sm_busy, tick in ns); figures by path; ratios (plain /
     resident); projections.
     """
 

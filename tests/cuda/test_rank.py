@@ -222,7 +222,6 @@ def test_a_rank_without_a_drafter(tmp_path: Path, image: str) -> None:
 def test_a_rank_opens_again_on_another_path(opened: Callable[..., Any], image: str) -> None:
     rank = opened("resident")
     assert "open already" in raises(ValueError, lambda: rank.open(0, "plain", image, 1))
-    assert "plain path" in raises(NotImplementedError, lambda: rank.trace(8, False))
     rank.close()
     rank.close()
     assert _probe.cuda_fake_stats()["live_blocks"] == 0
@@ -242,9 +241,10 @@ def test_closed_ranks_say_so(engine: Any) -> None:
 # ---- stamps ----
 
 
+@PATHS
 @pytest.mark.parametrize("draft", [False, True])
-def test_stamps_of_every_cta(opened: Callable[..., Any], draft: bool) -> None:
-    rank = opened()
+def test_stamps_of_every_cta(opened: Callable[..., Any], path: str, draft: bool) -> None:
+    rank = opened(path)
     rank.draw(drawn())
     before = logits(rank, 8)
     launches, stamps = rank.trace(8, draft)
@@ -253,10 +253,12 @@ def test_stamps_of_every_cta(opened: Callable[..., Any], draft: bool) -> None:
     assert (stamps[:, 0] <= stamps[:, 1]).all()
     ends = [stamps[first : first + ctas, 1].max() for *_, ctas, first in launches]
     begins = [stamps[first : first + ctas, 0].min() for *_, ctas, first in launches]
-    assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=False)), "one launch after the other"
+    assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=False)), "one launch, or stage, after the other"
     names = {name for _, name, *_ in launches}
     assert names >= ({"draft_fuse", "draft_kv", "draft_embed", "dense_up"} if draft else {"embed", "route", "expert_down"})
     assert {layer for *_, layer, _, _ in launches} >= {-1, 0}
+    assert ("expert_up" in {kernel for kernel, *_ in launches}) == (not draft)
+    assert ("project" in {kernel for kernel, *_ in launches}) == (path == "resident")
     assert np.array_equal(logits(rank, 8), before), "stamps change nothing"
 
 
@@ -274,8 +276,7 @@ def test_every_call_may_fail(engine: Any, image: str, path: str) -> None:
         rank.time_copies(1)
         rank.time_steps(2, 1)
         rank.time_drafts(2, 1)
-        if path == "plain":
-            rank.trace(2, False)
+        rank.trace(2, True)
 
     _probe.cuda_fake(memory=GB)
     work()
