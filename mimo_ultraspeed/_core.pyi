@@ -6,7 +6,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "Job", "cpu_variants", "cuda_devices", "int8_peak", "mxfp4_decode", "mxfp4_encode", "read_bandwidth"]
+__all__ = ["Engine", "Job", "Rank", "cpu_variants", "cuda_devices", "int8_peak", "mxfp4_decode", "mxfp4_encode", "read_bandwidth"]
 
 # (name, dtype as the safetensors header spells it, shape, file index, first byte, one past the last byte), absolute in the file
 _Tensor = tuple[str, str, tuple[int, ...], int, int, int]
@@ -143,6 +143,47 @@ class Job:
         """prompt_tokens, cached_tokens, completion_tokens, steps, queue_, prefill_, decode_ and first_token_seconds; block (most
         rows of a round); rounds: None without drafting, else lists of width, drafted, accepted, emitted, lookup, draft_seconds and
         verify_seconds, one entry a round."""
+
+@final
+class Rank:
+    """The share that one of `world` (1 to 8) GPUs has of an engine's model and drafter, planned without a GPU and timed on one.
+
+    Query heads, widths of MLPs, embedding and head are divided, key heads divided or copied; weights are made up on the GPU, and
+    what GPUs tell each other is left out: results mean nothing, sizes and costs are right. engine: of this module; only what it
+    says of its weights is used. context: positions before every step. copied: bytes of a copy that `time_copies` times.
+    """
+
+    def __new__(cls, engine: Engine, *, world: int = 1, context: int = 1, copied: int = 268435456) -> Self: ...
+    def memory(self, available: int, /) -> list[tuple[str, int]]:
+        """Bytes by use, then their sum and what is available: of the GPU that is open, else as it would be with `available` bytes,
+        and a MemoryError with the table if it does not fit."""
+    def operations(self, /) -> list[tuple[int, str, int, int, int, int, int]]:
+        """(1 of the drafter, name, layer or -1, bytes that every step reads, bytes of a chosen expert, bytes of a visible position,
+        window or 0) of the tape's operations in order, then of the drafter's."""
+    def stages(
+        self, sms: int, shared_bytes: int, l2_bytes: int, /
+    ) -> tuple[list[tuple[str, str, int, int, int, int, int, int, tuple[int, ...]]], int, int]:
+        """Of a round lowered for a GPU: its stages (kind, operation, layer or -1, 1 of the drafter, bytes of pages, of one expert
+        where they are chosen, those of the SM with most, tasks, tiles of the matrix, dimensions), pages of the ring, and bytes of
+        activations in shared memory."""
+    def open(self, device: int, path: str, image: str, seed: int, /) -> str:
+        """Makes weights, keys and values on GPU number `device` for a path ("plain" or "resident"), whose kernels are the file
+        `image`, and returns the GPU's name. Errors are those of an Engine's device."""
+    def close(self, /) -> None:
+        """Gives the GPU back; `open` may follow."""
+    def draw(self, experts: NDArray[np.uint16], /) -> None:
+        """experts: [sets, L, 8, K], those of a row distinct: what rows choose from now on, in run i as in set i modulo sets."""
+    def time_copies(self, count: int, /) -> NDArray[np.float64]:
+        """[count] seconds of copies on the GPU, up to 16, one after the other."""
+    def time_steps(self, rows: int, count: int, /) -> NDArray[np.float64]:
+        """[count] seconds of steps of `rows` rows (1 to 8), up to 16, logits of all rows included."""
+    def time_drafts(self, rows: int, count: int, /) -> NDArray[np.float64]:
+        """[count] seconds of the drafter's context of `rows` rows and one block, up to 8."""
+    def trace(self, rows: int, draft: bool, /) -> tuple[list[tuple[str, str, int, int, int]], NDArray[np.uint64]]:
+        """One step (or context and block): its launches (kernel, operation, layer or -1, CTAs, first stamp) and the stamps [n, 3]
+        of their CTAs: begin and end in ns of one clock, and the multiprocessor. On the resident path stages and their tasks."""
+    def read(self, rows: int, /) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+        """Of the last step: [rows, K] experts of its last sparse layer, ascending, and logits [rows, V of the rank]."""
 
 def cpu_variants() -> dict[str, str | None]:
     """Kernel variants by name; the value is None where this CPU runs it, else the reason it does not."""

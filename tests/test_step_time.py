@@ -5,37 +5,28 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-from mimo_ultraspeed import _probe
+from mimo_ultraspeed import _core
+from mimo_ultraspeed.benchmark import step_model as model
 from mimo_ultraspeed.checkpoint import Checkpoint
 from mimo_ultraspeed.drafter import open_drafter
 from mimo_ultraspeed.make import make
 
 PATH = Path(__file__).resolve().parent.parent / "benchmarks" / "step_time.py"
+RANKS = 8
 
 
-@pytest.fixture(scope="module")
-def model() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("step_time", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["step_time"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_union_of_independent_rows(model: ModuleType) -> None:
+def test_union_of_independent_rows() -> None:
     assert model.union(384, 8, 1, 0.0) == 8
     assert model.union(384, 8, 8, 0.0) == pytest.approx(384 * (1 - (376 / 384) ** 8), rel=1e-12)
     assert model.union(384, 8, 8, 1.0) == 8
     assert model.union(8, 8, 8, 0.0) == 8
 
 
-def test_union_of_overlapping_rows(model: ModuleType) -> None:
+def test_union_of_overlapping_rows() -> None:
     """Against rows drawn as the model says: each choice is kept with the probability, the others are drawn anew from all."""
     rng = np.random.default_rng(0)
     sizes = []
@@ -52,12 +43,12 @@ def test_union_of_overlapping_rows(model: ModuleType) -> None:
 MIB = float(1 << 20)
 
 
-def test_without_waits_memory_never_stops(model: ModuleType) -> None:
+def test_without_waits_memory_never_stops() -> None:
     loads = [(3 * MIB, 0.0, False), (5 * MIB, 0.0, False)]
     assert model.pipeline(loads, MIB, 2 * MIB, 0.0) == pytest.approx(8.0)
 
 
-def test_a_wait_hides_behind_what_the_ring_holds(model: ModuleType) -> None:
+def test_a_wait_hides_behind_what_the_ring_holds() -> None:
     loads = [(4 * MIB, 0.0, False), (4 * MIB, 3.0, False)]
     # The ring takes 2 MiB while the second stage waits 3 s, then memory stands for 1 s.
     assert model.pipeline(loads, MIB, 2 * MIB, 0.0) == pytest.approx(4 + 3 + 2)
@@ -66,7 +57,7 @@ def test_a_wait_hides_behind_what_the_ring_holds(model: ModuleType) -> None:
     assert model.pipeline(loads, MIB, 0.5 * MIB, 0.0) == pytest.approx(4 + 3 + 3.5)
 
 
-def test_chosen_stages_wait_and_l2_fills_meanwhile(model: ModuleType) -> None:
+def test_chosen_stages_wait_and_l2_fills_meanwhile() -> None:
     loads = [(2 * MIB, 0.0, False), (0.0, 4.0, False), (4 * MIB, 0.0, True), (6 * MIB, 0.0, False)]
     # Chosen at 6 s; 4 s of memory were free: without L2 they are lost, with it they go to the last stage.
     assert model.pipeline(loads, MIB, 8 * MIB, 0.0) == pytest.approx(6 + 4 + 6)
@@ -74,7 +65,7 @@ def test_chosen_stages_wait_and_l2_fills_meanwhile(model: ModuleType) -> None:
     assert model.pipeline(loads, MIB, 8 * MIB, 99 * MIB) == pytest.approx(6 + 4 + 2)
 
 
-def test_bytes_are_those_of_the_checkpoint(model: ModuleType, tmp_path: Path) -> None:
+def test_bytes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     overrides = {"num_hidden_layers": 3, "hybrid_layer_pattern": [0, 1, 0], "moe_layer_freq": [0, 1, 1], "n_routed_experts": 16}
     path = make(
         tmp_path / "model", shape="pro", weights="mxfp4", overrides=overrides, draft=True, headers_only=True, progress=False
@@ -83,16 +74,16 @@ def test_bytes_are_those_of_the_checkpoint(model: ModuleType, tmp_path: Path) ->
     drafter = open_drafter("auto", checkpoint)
     assert drafter is not None
     config, tensors, files = checkpoint.core_arguments()
-    engine = _probe.Engine(config, tensors, files + [str(p) for p in drafter.files], threads=1, draft=drafter.to_core())
-    rank = model.lowered(engine, model.GPUS["H200"])
+    engine = _core.Engine(config, tensors, files + [str(p) for p in drafter.files], threads=1, draft=drafter.to_core())
+    rank = model.lowered(_core.Rank(engine, world=RANKS), model.GPUS["H200"])
     stored = [t for t in [*tensors, *drafter.tensors] if len(t.shape) > 1 and "embed" not in t.name]
     routers = sum(t.end - t.begin for t in stored if "mlp.gate.weight" in t.name)
-    exact = (sum(t.end - t.begin for t in stored) - routers) / model.RANKS + routers
+    exact = (sum(t.end - t.begin for t in stored) - routers) / RANKS + routers
     # Keys and values of the drafter's context lie a second time, in tiles of their own.
-    again = sum(t.end - t.begin for t in drafter.tensors if "k_proj" in t.name or "v_proj" in t.name) / model.RANKS
+    again = sum(t.end - t.begin for t in drafter.tensors if "k_proj" in t.name or "v_proj" in t.name) / RANKS
     assert exact + again < rank.weights < 1.02 * (exact + again)
 
-    experts = sum(t.end - t.begin for t in stored if ".experts." in t.name) / model.RANKS
+    experts = sum(t.end - t.begin for t in stored if ".experts." in t.name) / RANKS
     assume = model.Assumptions(context=1000)
     one, eight = (model.step(rank, model.GPUS["H200"], rows, False, assume) for rows in (1, 8))
     more = model.union(16, 8, 8, 0.0) - 8
@@ -103,3 +94,16 @@ def test_bytes_are_those_of_the_checkpoint(model: ModuleType, tmp_path: Path) ->
     assert drafting.bytes > eight.bytes
     assert drafting.time > drafting.floor / assume.fraction
     assert drafting.stages > eight.stages
+
+
+def test_the_table_of_a_shape(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("step_time", PATH)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "step_time", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RANKS", 2)
+    monkeypatch.setattr(sys, "argv", ["step_time.py", "--shapes", "tiny", "--nodes", "H200", "--overlap", "0.5"])
+    module.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert [row.split(" | ")[3] for row in rows] == ["1", "8"]

@@ -168,7 +168,8 @@ static void tell_memory(mimo_cuda *cuda)
 /* Queues of the resident path, and how much memory it takes. */
 static mimo_status plan_resident(mimo_cuda *cuda, mimo_cuda_paged *paged, mimo_error *err)
 {
-    const mimo_gpu gpu = mimo_resident_gpu(&cuda->device);
+    mimo_gpu gpu = mimo_resident_gpu(&cuda->device);
+    gpu.ranks = cuda->ranks;
     const mimo_resident_model target = {&cuda->target.plan, &cuda->target.model},
                               draft = {&cuda->drafter.plan, &cuda->drafter.model};
     cuda->target.model.paged = cuda->drafter.model.paged = true;
@@ -192,7 +193,7 @@ static mimo_status open_models(mimo_cuda *cuda, const mimo_config *config, const
     if (cuda->resident != NULL)
         MIMO_TRY(plan_resident(cuda, &paged, err));
     MIMO_TRY(mimo_cuda_plan_memory(&cuda->memory, config, weights, draft, cuda->resident != NULL ? &paged : NULL,
-                                   cuda->exact, cuda->max_context, cuda->device.available, err));
+                                   cuda->exact, cuda->max_context, cuda->device.available, cuda->kept, err));
     mimo_cuda_places places = {0};
     mimo_cuda_place(&target->model, NULL, &places, cuda->exact, cuda->max_context);
     if (draft != NULL)
@@ -251,6 +252,8 @@ mimo_status mimo_cuda_backend_open(mimo_backend **out, const mimo_config *config
     cuda->exact = options->exact;
     cuda->max_rows = options->max_rows;
     cuda->max_context = options->max_context;
+    cuda->kept = options->kept;
+    cuda->ranks = (uint32_t)mimo_max(1, options->ranks);
     const mimo_status status = open_parts(cuda, config, weights, draft, options, err);
     if (status != MIMO_OK) {
         cuda_close(&cuda->base);

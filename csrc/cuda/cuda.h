@@ -7,6 +7,7 @@
 #include "cuda/kv.h"
 #include "cuda/memory.h"
 #include "cuda/resident.h"
+#include "cuda/timeline.h"
 #include "plan/backend.h"
 #include "plan/plan.h"
 
@@ -28,6 +29,8 @@ typedef struct mimo_cuda {
     bool exact;
     size_t max_rows;
     uint32_t max_context;
+    uint64_t kept;  /* bytes left to the caller */
+    uint32_t ranks; /* >= 1 */
     mimo_pool *pool;
 
     mimo_cuda_ptr weights, tables, work, caches;
@@ -45,12 +48,15 @@ typedef struct mimo_cuda {
 
     bool profiling;
     mimo_profile profile;
+    mimo_timeline *timeline; /* of what is queued from now on; NULL: none */
 } mimo_cuda;
 
 /* load.c */
 /* Allocates, reads the files and tells the device. On failure nothing stays. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_load(mimo_cuda *cuda, const mimo_file *files, atomic_uint_fast64_t *done,
                                            const atomic_bool *cancel, mimo_error *err);
+/* The same with weights, and keys and values, made up on the GPU (op/fill.h); vectors are ones. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_make(mimo_cuda *cuda, uint64_t seed, mimo_error *err);
 uint64_t mimo_cuda_load_bytes(const mimo_cuda *cuda);
 void mimo_cuda_unload(mimo_cuda *cuda);
 
@@ -58,7 +64,10 @@ void mimo_cuda_unload(mimo_cuda *cuda);
 MIMO_MUST_CHECK mimo_status mimo_cuda_load_pages(mimo_cuda *cuda, const mimo_file *files, atomic_uint_fast64_t *done,
                                                  const atomic_bool *cancel, mimo_error *err);
 
-/* vectors.c: what is small. The tables are placed and cuda->host_tables is theirs. */
+/* make.c: queues what fills all matrices that are placed, and all caches. */
+void mimo_cuda_fill_weights(mimo_cuda *cuda, uint64_t seed);
+
+/* vectors.c: what is small. The tables are placed and cuda->host_tables is theirs. files NULL: vectors are ones. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_fill_tables(mimo_cuda *cuda, const mimo_file *files, mimo_error *err);
 /* The Markov head's matrices, on the host. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_load_markov(mimo_cuda *cuda, const mimo_file *files, mimo_error *err);

@@ -4,11 +4,13 @@
 
 #include "base/alloc.h"
 #include "base/file.h"
+#include "base/size.h"
 
 static const char *const kernel_names[] = {
 #define MIMO_CUDA_KERNEL(name) "mimo_plain_" #name,
 #include "cuda/kernels.def"
 #undef MIMO_CUDA_KERNEL
+    "mimo_fill_values",
 };
 
 /* ---- opening ---- */
@@ -72,11 +74,16 @@ static mimo_status choose_device(mimo_cuda_device *d, uint32_t ordinal, mimo_err
     return ask(d, &d->l2_bytes, MIMO_CUDA_ATTRIBUTE_L2_BYTES, err);
 }
 
+static mimo_status find_kernel(mimo_cuda_device *d, void **function, const char *name, mimo_error *err)
+{
+    return mimo_cuda_check(&d->driver, d->driver.module_function(function, d->module, name), MIMO_ERR_UNSUPPORTED, name,
+                           err);
+}
+
 static mimo_status find_resident(mimo_cuda_device *d, mimo_error *err)
 {
-    static const char name[] = "mimo_resident";
-    MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.module_function(&d->resident, d->module, name), MIMO_ERR_UNSUPPORTED,
-                             name, err));
+    MIMO_TRY(find_kernel(d, &d->function[MIMO_CUDA_fill], kernel_names[MIMO_CUDA_fill], err));
+    MIMO_TRY(find_kernel(d, &d->resident, "mimo_resident", err));
     return mimo_cuda_check(
         &d->driver, d->driver.function_attribute(d->resident, MIMO_CUDA_FUNCTION_SHARED_BYTES, (int)d->shared_bytes),
         MIMO_ERR_UNSUPPORTED, "the GPU's shared memory for mimo_resident", err);
@@ -85,8 +92,7 @@ static mimo_status find_resident(mimo_cuda_device *d, mimo_error *err)
 static mimo_status find_kernels(mimo_cuda_device *d, mimo_error *err)
 {
     for (int i = 0; i < MIMO_CUDA_KERNELS; i++)
-        MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.module_function(&d->function[i], d->module, kernel_names[i]),
-                                 MIMO_ERR_UNSUPPORTED, kernel_names[i], err));
+        MIMO_TRY(find_kernel(d, &d->function[i], kernel_names[i], err));
     return MIMO_OK;
 }
 
@@ -256,6 +262,48 @@ void mimo_cuda_queue_kernel(mimo_cuda_device *device, mimo_cuda_kernel kernel, u
          device->driver.launch(device->function[kernel], ctas, 1, 1, 32 * MIMO_CUDA_WARPS, 1, 1,
                                (unsigned)scratch_bytes, device->stream, parameters, NULL),
          kernel_names[kernel]);
+}
+
+void mimo_cuda_queue_fill(mimo_cuda_device *device, const mimo_fill *fill)
+{
+    enum { CTAS_OF_PROCESSOR = 8 };
+    if (!is_usable(device) || mimo_fill_grains(fill) == 0)
+        return;
+    mimo_fill f = *fill;
+    void *parameters[] = {&f};
+    const uint64_t tiles = (mimo_fill_grains(fill) + MIMO_FILL_TILE_GRAINS - 1) / MIMO_FILL_TILE_GRAINS;
+    const size_t ctas = mimo_min(tiles, CTAS_OF_PROCESSOR * (size_t)device->processors);
+    note(device,
+         device->driver.launch(device->function[MIMO_CUDA_fill], (unsigned)ctas, 1, 1, 32 * MIMO_CUDA_WARPS, 1, 1, 0,
+                               device->stream, parameters, NULL),
+         kernel_names[MIMO_CUDA_fill]);
+}
+
+void mimo_cuda_queue_event(mimo_cuda_device *device, void *event)
+{
+    if (is_usable(device))
+        note(device, device->driver.event_record(event, device->stream), "a mark in the queue");
+}
+
+mimo_status mimo_cuda_event_open(mimo_cuda_device *device, void **event, mimo_error *err)
+{
+    *event = NULL;
+    return mimo_cuda_check(&device->driver, device->driver.event_open(event, 0), MIMO_ERR_ENGINE,
+                           "cannot make an event", err);
+}
+
+void mimo_cuda_event_close(mimo_cuda_device *device, void *event)
+{
+    if (event != NULL)
+        (void)device->driver.event_close(event);
+}
+
+double mimo_cuda_event_seconds(mimo_cuda_device *device, void *begin, void *end)
+{
+    float milliseconds = 0.0f;
+    if (is_usable(device))
+        note(device, device->driver.event_time(&milliseconds, begin, end), "time between two marks");
+    return (double)milliseconds * 1e-3;
 }
 
 void mimo_cuda_queue_graph(mimo_cuda_device *device, void *graph)

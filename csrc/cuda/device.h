@@ -11,12 +11,15 @@
 
 #include "base/status.h"
 #include "cuda/driver.h"
+#include "cuda/op/fill.h"
 #include "cuda/op/state.h"
 
 typedef enum mimo_cuda_kernel {
 #define MIMO_CUDA_KERNEL(name) MIMO_CUDA_##name,
 #include "cuda/kernels.def"
 #undef MIMO_CUDA_KERNEL
+    MIMO_CUDA_PLAIN_KERNELS,
+    MIMO_CUDA_fill = MIMO_CUDA_PLAIN_KERNELS, /* of a mimo_fill (op/fill.h) */
     MIMO_CUDA_KERNELS
 } mimo_cuda_kernel;
 
@@ -28,7 +31,7 @@ typedef struct mimo_cuda_device {
     bool retained;
     void *context, *module, *stream;
     void *function[MIMO_CUDA_KERNELS]; /* of the plain path, or */
-    void *resident;                    /* of the resident one */
+    void *resident;                    /* of the resident one, which has `fill` too */
     uint32_t processors, shared_bytes, l2_bytes;
     uint64_t available; /* bytes that were free when it was opened, kernels loaded */
     char name[128];
@@ -68,7 +71,9 @@ void mimo_cuda_queue_out(mimo_cuda_device *device, void *to, mimo_cuda_ptr from,
 void mimo_cuda_queue_over(mimo_cuda_device *device, mimo_cuda_ptr to, mimo_cuda_ptr from, size_t bytes);
 void mimo_cuda_queue_kernel(mimo_cuda_device *device, mimo_cuda_kernel kernel, uint32_t ctas, size_t scratch_bytes,
                             const mimo_cuda_state *state, uint32_t layer);
+void mimo_cuda_queue_fill(mimo_cuda_device *device, const mimo_fill *fill);
 void mimo_cuda_queue_graph(mimo_cuda_device *device, void *graph);
+void mimo_cuda_queue_event(mimo_cuda_device *device, void *event);
 /* The resident kernel, all of whose CTAs run at once or not at all. */
 void mimo_cuda_queue_resident(mimo_cuda_device *device, uint32_t ctas, uint32_t threads, void **parameters);
 /* Whether what was queued is done; also when the device is lost. */
@@ -80,6 +85,11 @@ void mimo_cuda_wait(mimo_cuda_device *device);
 void mimo_cuda_record(mimo_cuda_device *device);
 MIMO_MUST_CHECK mimo_status mimo_cuda_recorded(mimo_cuda_device *device, void **graph, mimo_error *err);
 void mimo_cuda_forget(mimo_cuda_device *device, void *graph);
+
+/* Marks in the queue, and the seconds between two that have been passed. NULL is fine to close. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_event_open(mimo_cuda_device *device, void **event, mimo_error *err);
+void mimo_cuda_event_close(mimo_cuda_device *device, void *event);
+double mimo_cuda_event_seconds(mimo_cuda_device *device, void *begin, void *end);
 
 /* MIMO_ERR_ENGINE with the reason once the device is lost. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_device_check(const mimo_cuda_device *device, mimo_error *err);

@@ -9,6 +9,7 @@
  *   copy(from, bytes)        the next page into the ring, when there is room; false: lost
  *   hint(from, bytes)        will be copied soon
  *   team()                   the threads that compute
+ *   clock(), stamp(to, begin)          nanoseconds; notes when the team began and ended, and where
  *   ring()                   take(): the next page, all of it there; give(): it may be overwritten */
 #ifndef MIMO_CUDA_ENGINE_H
 #define MIMO_CUDA_ENGINE_H
@@ -125,7 +126,10 @@ MIMO_BODY_HERE void mimo_engine_compute(Cta &cta, const mimo_tile_machine &m, ui
             const mimo_tile_task &task = m.task[i];
             if (task.wait != MIMO_NO_COUNTER && !cta.wait(task.wait, step, task.wait_back, task.wait_count))
                 return;
+            const uint64_t begin = m.stamps != nullptr ? cta.clock() : 0;
             mimo_engine_run(cta.team(), cta.ring(), m, task);
+            if (m.stamps != nullptr)
+                cta.stamp(m.stamps[i], begin);
             cta.signal(task.signal);
         }
 }

@@ -6,37 +6,13 @@
 
 #include "base/alloc.h"
 #include "base/size.h"
+#include "cuda/fake_work.h"
 #include "cuda/host_ctas.h"
-#include "cuda/launch.h"
-#include "cuda/plain_host.h"
 
-enum { HEADER = 256, MOST_QUEUED = 1 << 16, SHARED_MEMORY = 48 << 10, CTA_MEMORY = 227 << 10 };
-
-typedef enum work_kind { WORK_COPY, WORK_FILL, WORK_LAUNCH, WORK_RESIDENT } work_kind;
-
-/* What the resident kernel was launched with. */
-typedef struct resident {
-    mimo_tile_machine machine;
-    mimo_resident_layout layout;
-    mimo_mail_lost *lost;
-    uint32_t step, end;
-} resident;
-
-typedef struct work {
-    work_kind kind;
-    void *to;
-    const void *from;
-    size_t bytes; /* or of shared memory */
-    const char *kernel;
-    union {
-        mimo_cuda_state state;
-        resident resident;
-    };
-    uint32_t layer, ctas;
-} work;
+enum { HEADER = 256, MOST_QUEUED = 1 << 16, CTA_MEMORY = 227 << 10 };
 
 typedef struct work_list {
-    work *item;
+    mimo_fake_work *item;
     size_t count, room;
 } work_list;
 
@@ -51,8 +27,6 @@ static struct {
     atomic_bool ran;  /* which it is, */
     int result;       /* with this */
 } fake = {.mutex = PTHREAD_MUTEX_INITIALIZER};
-
-enum { OUT_OF_MEMORY = 2, INVALID_VALUE = 1 };
 
 /* ---- failing ---- */
 
@@ -253,7 +227,7 @@ static int fake_alloc(mimo_cuda_ptr *memory, size_t bytes)
     ENTER();
     void *block = fake.stats.live_bytes + bytes <= fake.options.memory ? take(bytes) : NULL;
     *memory = (mimo_cuda_ptr)(uintptr_t)block;
-    return leave(block != NULL ? 0 : OUT_OF_MEMORY);
+    return leave(block != NULL ? 0 : FAKE_OUT_OF_MEMORY);
 }
 
 static int fake_release(mimo_cuda_ptr memory)
@@ -265,19 +239,19 @@ static int fake_host_alloc(void **memory, size_t bytes)
 {
     ENTER();
     *memory = take(bytes);
-    return leave(*memory != NULL ? 0 : OUT_OF_MEMORY);
+    return leave(*memory != NULL ? 0 : FAKE_OUT_OF_MEMORY);
 }
 
 /* ---- streams ---- */
 
-static int queue(const work *item)
+static int queue(const mimo_fake_work *item)
 {
     work_list *list = fake.recording ? &fake.record : &fake.queue;
     if (list->count == list->room) {
         const size_t room = mimo_max(64, 2 * list->room);
-        work *more = room <= MOST_QUEUED ? mimo_alloc(room * sizeof *more) : NULL;
+        mimo_fake_work *more = room <= MOST_QUEUED ? mimo_alloc(room * sizeof *more) : NULL;
         if (more == NULL)
-            return OUT_OF_MEMORY;
+            return FAKE_OUT_OF_MEMORY;
         if (list->count > 0)
             memcpy(more, list->item, list->count * sizeof *more);
         mimo_free(list->item);
@@ -293,7 +267,8 @@ static int fake_copy_in(mimo_cuda_ptr to, const void *from, size_t bytes, void *
     (void)stream;
     ENTER();
     fake.stats.copied_in += bytes;
-    return leave(queue(&(work){.kind = WORK_COPY, .to = (void *)(uintptr_t)to, .from = from, .bytes = bytes}));
+    return leave(
+        queue(&(mimo_fake_work){.kind = WORK_COPY, .to = (void *)(uintptr_t)to, .from = from, .bytes = bytes}));
 }
 
 static int fake_copy_out(void *to, mimo_cuda_ptr from, size_t bytes, void *stream)
@@ -301,7 +276,8 @@ static int fake_copy_out(void *to, mimo_cuda_ptr from, size_t bytes, void *strea
     (void)stream;
     ENTER();
     fake.stats.copied_out += bytes;
-    return leave(queue(&(work){.kind = WORK_COPY, .to = to, .from = (void *)(uintptr_t)from, .bytes = bytes}));
+    return leave(
+        queue(&(mimo_fake_work){.kind = WORK_COPY, .to = to, .from = (void *)(uintptr_t)from, .bytes = bytes}));
 }
 
 static int fake_copy_over(mimo_cuda_ptr to, mimo_cuda_ptr from, size_t bytes, void *stream)
@@ -309,15 +285,16 @@ static int fake_copy_over(mimo_cuda_ptr to, mimo_cuda_ptr from, size_t bytes, vo
     (void)stream;
     ENTER();
     const void *source = (void *)(uintptr_t)from;
-    return leave(queue(&(work){.kind = WORK_COPY, .to = (void *)(uintptr_t)to, .from = source, .bytes = bytes}));
+    return leave(
+        queue(&(mimo_fake_work){.kind = WORK_COPY, .to = (void *)(uintptr_t)to, .from = source, .bytes = bytes}));
 }
 
 static int fake_fill(mimo_cuda_ptr to, unsigned char value, size_t bytes, void *stream)
 {
     (void)stream;
     ENTER();
-    return leave(
-        queue(&(work){.kind = WORK_FILL, .to = (void *)(uintptr_t)to, .bytes = bytes, .layer = (uint32_t)value}));
+    return leave(queue(
+        &(mimo_fake_work){.kind = WORK_FILL, .to = (void *)(uintptr_t)to, .bytes = bytes, .layer = (uint32_t)value}));
 }
 
 static int fake_launch(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
@@ -328,8 +305,13 @@ static int fake_launch(void *function, unsigned grid_x, unsigned grid_y, unsigne
     (void)extra;
     ENTER();
     if (grid_y * grid_z * block_y * block_z != 1 || grid_x == 0 || block_x % 32 != 0)
-        return leave(INVALID_VALUE);
-    work item = {.kind = WORK_LAUNCH, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
+        return leave(FAKE_INVALID_VALUE);
+    mimo_fake_work item = {.kind = WORK_LAUNCH, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
+    if (strcmp(item.kernel, "mimo_fill_values") == 0) {
+        item.kind = WORK_VALUES;
+        memcpy(&item.fill, parameters[0], sizeof item.fill);
+        return leave(queue(&item));
+    }
     memcpy(&item.state, parameters[0], sizeof item.state);
     memcpy(&item.layer, parameters[1], sizeof item.layer);
     return leave(queue(&item));
@@ -339,7 +321,7 @@ static int fake_function_attribute(void *function, int attribute, int value)
 {
     (void)function;
     ENTER();
-    return leave(attribute == MIMO_CUDA_FUNCTION_SHARED_BYTES && value <= CTA_MEMORY ? 0 : INVALID_VALUE);
+    return leave(attribute == MIMO_CUDA_FUNCTION_SHARED_BYTES && value <= CTA_MEMORY ? 0 : FAKE_INVALID_VALUE);
 }
 
 static int fake_launch_together(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
@@ -348,12 +330,12 @@ static int fake_launch_together(void *function, unsigned grid_x, unsigned grid_y
 {
     (void)stream;
     ENTER();
-    work item = {.kind = WORK_RESIDENT, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
+    mimo_fake_work item = {.kind = WORK_RESIDENT, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
     const bool fits = grid_x <= fake.options.processors && grid_x <= MIMO_HOST_MOST_CTAS && shared_bytes <= CTA_MEMORY;
     if (grid_y * grid_z * block_y * block_z != 1 || !fits || block_x != MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM ||
         strcmp(function, "mimo_resident") != 0)
-        return leave(INVALID_VALUE);
-    resident *r = &item.resident;
+        return leave(FAKE_INVALID_VALUE);
+    mimo_fake_resident *r = &item.resident;
     memcpy(&r->machine, parameters[0], sizeof r->machine);
     memcpy(&r->layout, parameters[1], sizeof r->layout);
     memcpy(&r->lost, parameters[2], sizeof r->lost);
@@ -362,57 +344,14 @@ static int fake_launch_together(void *function, unsigned grid_x, unsigned grid_y
     return leave(queue(&item));
 }
 
-/* Memory of CTAs is full of NaN each time, and as short as the layout says it is. */
-static int run_resident(const work *item)
-{
-    const resident *r = &item->resident;
-    const size_t scratch = (r->layout.activations - MIMO_RESIDENT_SCRATCH) / sizeof(float);
-    const size_t ring = (size_t)r->layout.pages * MIMO_RING_PAGE;
-    if (r->layout.ring + ring > item->bytes || r->layout.page_bytes != MIMO_RING_PAGE)
-        return INVALID_VALUE;
-    mimo_host_ctas all = {.machine = &r->machine,
-                          .lost = r->lost,
-                          .patience = r->layout.patience,
-                          .ctas = item->ctas,
-                          .ring_pages = r->layout.pages,
-                          .scratch_floats = scratch};
-    const size_t scratch_bytes = all.ctas * scratch * sizeof(float);
-    uint8_t *memory = mimo_alloc(scratch_bytes + all.ctas * ring);
-    if (memory == NULL)
-        return OUT_OF_MEMORY;
-    memset(memory, 0xff, scratch_bytes + all.ctas * ring);
-    all.scratch = (float *)(void *)memory;
-    all.ring = memory + scratch_bytes;
-    mimo_host_ctas_run(&all, r->step, r->end);
-    mimo_free(memory);
-    return 0;
-}
-
-static int run(const work *item)
-{
-    if (item->kind == WORK_COPY) {
-        memcpy(item->to, item->from, item->bytes);
-        return 0;
-    }
-    if (item->kind == WORK_FILL) {
-        memset(item->to, (int)item->layer, item->bytes);
-        return 0;
-    }
-    static float scratch[SHARED_MEMORY / sizeof(float)];
-    fake.stats.launches++;
-    if (item->kind == WORK_RESIDENT)
-        return run_resident(item);
-    if (item->bytes > sizeof scratch)
-        return INVALID_VALUE;
-    return mimo_plain_host_run(item->kernel, &item->state, item->layer, item->ctas, scratch) != 0 ? 0 : INVALID_VALUE;
-}
-
 /* All that is queued, on the thread that calls or on the runner; nothing is queued meanwhile. */
 static int run_queue(void)
 {
     int result = 0;
-    for (size_t i = 0; i < fake.queue.count && result == 0; i++)
-        result = run(&fake.queue.item[i]);
+    for (size_t i = 0; i < fake.queue.count && result == 0; i++) {
+        fake.stats.launches += fake.queue.item[i].kind == WORK_LAUNCH || fake.queue.item[i].kind == WORK_RESIDENT;
+        result = mimo_fake_run(&fake.queue.item[i]);
+    }
     return result;
 }
 
@@ -454,7 +393,38 @@ static int fake_stream_query(void *stream)
         return leave(0);
     atomic_store(&fake.ran, false);
     fake.runs = pthread_create(&fake.runner, NULL, run_beside, NULL) == 0;
-    return leave(fake.runs ? MIMO_CUDA_NOT_READY : OUT_OF_MEMORY);
+    return leave(fake.runs ? MIMO_CUDA_NOT_READY : FAKE_OUT_OF_MEMORY);
+}
+
+/* ---- events: the time at which the stream passed them ---- */
+
+static int fake_event_open(void **event, unsigned flags)
+{
+    (void)flags;
+    ENTER();
+    *event = mimo_alloc(sizeof(double));
+    fake.stats.live_handles++;
+    return leave(*event != NULL ? 0 : FAKE_OUT_OF_MEMORY);
+}
+
+static int fake_event_close(void *event)
+{
+    mimo_free(event);
+    return close_handle();
+}
+
+static int fake_event_record(void *event, void *stream)
+{
+    (void)stream;
+    ENTER();
+    return leave(queue(&(mimo_fake_work){.kind = WORK_EVENT, .to = event}));
+}
+
+static int fake_event_time(float *milliseconds, void *begin, void *end)
+{
+    ENTER();
+    *milliseconds = (float)(*(double *)end - *(double *)begin);
+    return leave(0);
 }
 
 /* ---- graphs ---- */
@@ -464,7 +434,7 @@ static int fake_capture_begin(void *stream, int mode)
     (void)stream;
     ENTER();
     if (fake.recording || mode != MIMO_CUDA_CAPTURE_THREAD)
-        return leave(INVALID_VALUE);
+        return leave(FAKE_INVALID_VALUE);
     fake.recording = true;
     return leave(0);
 }
@@ -475,7 +445,7 @@ static int fake_capture_end(void *stream, void **graph)
     ENTER();
     work_list *list = fake.recording ? mimo_alloc(sizeof *list) : NULL;
     if (list == NULL)
-        return leave(OUT_OF_MEMORY);
+        return leave(FAKE_OUT_OF_MEMORY);
     *list = fake.record;
     fake.record = (work_list){0};
     fake.recording = false;
@@ -490,7 +460,7 @@ static int fake_graph_build(void **exec, void *graph, unsigned long long flags)
     ENTER();
     work_list *from = graph, *list = mimo_alloc(sizeof *list);
     if (list == NULL)
-        return leave(OUT_OF_MEMORY);
+        return leave(FAKE_OUT_OF_MEMORY);
     *list = *from;
     *from = (work_list){0};
     fake.stats.live_handles++;
@@ -547,6 +517,10 @@ static const mimo_cuda_driver table = {
     .stream_close = fake_stream_close,
     .stream_wait = fake_stream_wait,
     .stream_query = fake_stream_query,
+    .event_open = fake_event_open,
+    .event_close = fake_event_close,
+    .event_record = fake_event_record,
+    .event_time = fake_event_time,
     .capture_begin = fake_capture_begin,
     .capture_end = fake_capture_end,
     .graph_close = fake_graph_close,

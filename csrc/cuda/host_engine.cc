@@ -130,6 +130,14 @@ struct role_type {
     {
         return cta.own;
     }
+    uint64_t clock() const
+    {
+        return nanoseconds();
+    }
+    void stamp(mimo_stamp &to, uint64_t begin) const
+    {
+        to = {begin, nanoseconds(), cta.index, 0};
+    }
     ring_type &ring()
     {
         return cta.pages;

@@ -403,6 +403,30 @@ mimo_status mimo_cuda_load(mimo_cuda *cuda, const mimo_file *files, atomic_uint_
     return status;
 }
 
+static mimo_status make_all(mimo_cuda *cuda, uint64_t seed, mimo_error *err)
+{
+    const mimo_config *draft = cuda->drafter.model.config;
+    if (draft != NULL && draft->markov_rank > 0)
+        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "draft.markov_rank: expected 0 where weights are made up, found %u",
+                         draft->markov_rank);
+    MIMO_TRY(mimo_cuda_enter(&cuda->device, err));
+    MIMO_TRY(allocate(cuda, err));
+    MIMO_TRY(allocate_host(cuda, err));
+    MIMO_TRY(load_tables(cuda, NULL, err));
+    mimo_cuda_fill_weights(cuda, seed);
+    mimo_cuda_wait(&cuda->device);
+    MIMO_TRY(mimo_cuda_device_check(&cuda->device, err));
+    return mimo_cuda_record_tapes(cuda, err);
+}
+
+mimo_status mimo_cuda_make(mimo_cuda *cuda, uint64_t seed, mimo_error *err)
+{
+    const mimo_status status = make_all(cuda, seed, err);
+    if (status != MIMO_OK)
+        mimo_cuda_unload(cuda);
+    return status;
+}
+
 void mimo_cuda_unload(mimo_cuda *cuda)
 {
     mimo_cuda_device *device = &cuda->device;

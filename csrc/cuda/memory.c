@@ -13,7 +13,7 @@ static uint64_t per_sequence(const mimo_cuda_memory *m)
 static uint64_t fixed_bytes(const mimo_cuda_memory *m)
 {
     return m->weights + m->embedding + m->draft_weights + m->tables + m->work + MIMO_CUDA_SEQUENCES * per_sequence(m) +
-           MIMO_CUDA_RESERVE;
+           MIMO_CUDA_RESERVE + m->kept;
 }
 
 static uint64_t pair_bytes(const mimo_cuda_memory *m)
@@ -21,13 +21,12 @@ static uint64_t pair_bytes(const mimo_cuda_memory *m)
     return m->chunk[0] + m->chunk[1];
 }
 
-/* The table, a line an item. */
-static void memory_text(char *text, size_t size, const mimo_cuda_memory *m)
+bool mimo_cuda_memory_item(const mimo_cuda_memory *m, size_t item, const char **what, uint64_t *bytes)
 {
     const struct {
         const char *what;
         uint64_t bytes;
-    } lines[] = {
+    } items[] = {
         {"weights", m->weights},
         {"embedding", m->embedding},
         {"the drafter's weights", m->draft_weights},
@@ -35,15 +34,30 @@ static void memory_text(char *text, size_t size, const mimo_cuda_memory *m)
         {"rows of a step", m->work},
         {"rings and tables of sequences", MIMO_CUDA_SEQUENCES * per_sequence(m)},
         {"left to the driver", MIMO_CUDA_RESERVE},
+        {"left to the measurement", m->kept},
         {"keys and values", m->chunks * pair_bytes(m)},
         {"in all", fixed_bytes(m) + m->chunks * pair_bytes(m)},
         {"free on the GPU", m->available},
     };
+    if (item >= sizeof items / sizeof *items)
+        return false;
+    *what = items[item].what;
+    *bytes = items[item].bytes;
+    return true;
+}
+
+/* The table, a line an item. */
+static void memory_text(char *text, size_t size, const mimo_cuda_memory *m)
+{
     size_t length = 0;
-    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+    const char *what = "";
+    uint64_t bytes = 0;
+    for (size_t i = 0; mimo_cuda_memory_item(m, i, &what, &bytes); i++) {
+        if (bytes == 0) /* nothing to say */
+            continue;
         const size_t at = mimo_min(length, size);
-        const int wrote = snprintf(text + at, size - at, "%s  %12.1f MB  %s", i > 0 ? "\n" : "",
-                                   (double)lines[i].bytes / 1e6, lines[i].what);
+        const int wrote = snprintf(text + at, size - at, "%s  %12.1f MB  %s", length > 0 ? "\n" : "",
+                                   (double)bytes / 1e6, what);
         length += wrote > 0 ? (size_t)wrote : 0;
     }
 }
@@ -97,9 +111,9 @@ static mimo_status plan_models(mimo_cuda_memory *m, mimo_cuda_model *target, mim
 
 mimo_status mimo_cuda_plan_memory(mimo_cuda_memory *out, const mimo_config *config, const mimo_weights *weights,
                                   const mimo_draft *draft, const mimo_cuda_paged *paged, bool exact,
-                                  uint32_t max_context, uint64_t available, mimo_error *err)
+                                  uint32_t max_context, uint64_t available, uint64_t kept, mimo_error *err)
 {
-    *out = (mimo_cuda_memory){.available = available};
+    *out = (mimo_cuda_memory){.available = available, .kept = kept};
     if (paged != NULL) {
         out->pages[0] = paged->pages[0];
         out->pages[1] = paged->pages[1];

@@ -27,6 +27,7 @@ enum { MIMO_CUDA_SEQUENCES = 40 };
 
 typedef struct mimo_cuda_memory {
     uint64_t available; /* what was free */
+    uint64_t kept;      /* of it for the caller of the backend */
     uint64_t weights, embedding, draft_weights, tables, work;
     uint64_t ring[2], table[2]; /* bytes of one sequence: [0] the target's, [1] the drafter's */
     uint64_t chunk[2];          /* bytes of 256 positions, likewise */
@@ -42,12 +43,15 @@ typedef struct mimo_cuda_paged {
     uint64_t pages[2], work;
 } mimo_cuda_paged;
 
-/* paged: NULL on the plain path. max_context: positions of a sequence. MIMO_ERR_NOMEM with the whole table if it does
- * not fit `available` bytes. */
+/* paged: NULL on the plain path. max_context: positions of a sequence; kept: bytes that are left to the caller.
+ * MIMO_ERR_NOMEM with the whole table if it does not fit `available` bytes. */
 MIMO_MUST_CHECK mimo_status mimo_cuda_plan_memory(mimo_cuda_memory *out, const mimo_config *config,
                                                   const mimo_weights *weights, const mimo_draft *draft,
                                                   const mimo_cuda_paged *paged, bool exact, uint32_t max_context,
-                                                  uint64_t available, mimo_error *err);
+                                                  uint64_t available, uint64_t kept, mimo_error *err);
+
+/* One item of the table; false beyond the last two, which are the sum and what is available. */
+bool mimo_cuda_memory_item(const mimo_cuda_memory *m, size_t item, const char **what, uint64_t *bytes);
 
 /* ---- places ---- */
 

@@ -1,14 +1,27 @@
 /* The kernels of the plain path, for the host: what a GPU would compute, for tests without one. */
+#include <time.h>
+
 #include "cuda/plain.h"
 #include "cuda/plain_host.h"
 
 namespace
 {
 
-template <class F> void run_all(F f, unsigned ctas)
+uint64_t clock_ns()
 {
-    for (uint32_t cta = 0; cta < ctas; cta++)
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+template <class F> void run_all(F f, unsigned ctas, mimo_stamp *stamps)
+{
+    for (uint32_t cta = 0; cta < ctas; cta++) {
+        const uint64_t begin = stamps != nullptr ? clock_ns() : 0;
         f(cta);
+        if (stamps != nullptr)
+            stamps[cta] = {begin, clock_ns(), cta, 0};
+    }
 }
 
 } // namespace
@@ -19,10 +32,17 @@ extern "C" int mimo_plain_host_run(const char *name, const mimo_cuda_state *s, u
     const mimo_host_team team = {scratch};
 #define MIMO_CUDA_KERNEL(kernel)                                                                                       \
     if (__builtin_strcmp(name, "mimo_plain_" #kernel) == 0) {                                                          \
-        run_all([&](uint32_t cta) { mimo_plain_##kernel(team, *s, layer, cta, ctas); }, ctas);                         \
+        run_all([&](uint32_t cta) { mimo_plain_##kernel(team, *s, layer, cta, ctas); }, ctas, s->stamps);              \
         return 1;                                                                                                      \
     }
 #include "cuda/kernels.def"
 #undef MIMO_CUDA_KERNEL
     return 0;
+}
+
+extern "C" void mimo_fill_host_run(const mimo_fill *fill, uint32_t ctas)
+{
+    const mimo_host_team team = {nullptr};
+    for (uint32_t cta = 0; cta < ctas; cta++)
+        mimo_fill_run(team, *fill, cta, ctas);
 }

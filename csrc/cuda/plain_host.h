@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "cuda/op/fill.h"
 #include "cuda/op/state.h"
 
 #ifdef __cplusplus
@@ -13,6 +14,7 @@ extern "C" {
 /* Runs all `ctas` CTAs of the kernel of that name, one after the other; 0 if there is none. `scratch` is what a CTA has
  * of shared memory for one warp. */
 int mimo_plain_host_run(const char *name, const mimo_cuda_state *s, uint32_t layer, uint32_t ctas, float *scratch);
+void mimo_fill_host_run(const mimo_fill *fill, uint32_t ctas);
 
 #ifdef __cplusplus
 }

@@ -13,7 +13,7 @@ enum { CTAS_OF_PROCESSOR = 2 };
 typedef struct launch {
     mimo_cuda *cuda;
     const mimo_cuda_state *state;
-    uint32_t layer;
+    uint32_t layer, code;
     size_t scratch_bytes;
 } launch;
 
@@ -22,7 +22,12 @@ static void queue(const launch *l, mimo_cuda_kernel kernel, size_t tiles)
 {
     const size_t most = CTAS_OF_PROCESSOR * (size_t)l->cuda->device.processors;
     const size_t ctas = mimo_max(1, mimo_min(tiles, most));
-    mimo_cuda_queue_kernel(&l->cuda->device, kernel, (uint32_t)ctas, l->scratch_bytes, l->state, l->layer);
+    mimo_cuda_state state = *l->state;
+    if (l->cuda->timeline != NULL)
+        state.stamps =
+            mimo_timeline_add(l->cuda->timeline,
+                              (mimo_timeline_launch){kernel, (uint16_t)l->code, (uint16_t)l->layer, (uint32_t)ctas, 0});
+    mimo_cuda_queue_kernel(&l->cuda->device, kernel, (uint32_t)ctas, l->scratch_bytes, &state, l->layer);
 }
 
 static size_t tiles_of(size_t columns)
@@ -46,6 +51,7 @@ static void queue_op(launch *l, const mimo_op *op, uint32_t rows)
 {
     const uint32_t *dim = op->dim; /* plan/ops.def says which letter each is */
     l->layer = op->layer;
+    l->code = op->code;
     switch ((mimo_op_code)op->code) {
     case MIMO_OP_EMBED:
         queue(l, MIMO_CUDA_embed, rows);

@@ -96,8 +96,10 @@ typedef struct mimo_backend_options {
     uint32_t max_rows;    /* most rows of a step */
     uint32_t max_context; /* most positions of a sequence */
     const char *variant;  /* kernels by name, NULL: the best that runs here; of CUDA "plain" (NULL) or "resident" */
-    uint32_t device;      /* number of the GPU, and the file of its kernels; neither is the CPU's */
+    uint32_t device;      /* number of the GPU, and the file of its kernels; neither is the CPU's, */
     const char *image;
+    uint64_t kept;  /* nor are bytes of it that are left to the caller, */
+    uint32_t ranks; /* and how many GPUs share a model of which `config` is one's share; 0 and 1: none */
 } mimo_backend_options;
 
 typedef struct mimo_memory {

@@ -7,7 +7,7 @@ static int core_exec(PyObject *module)
         PyModule_AddFunctions(module, mimo_codec_methods) < 0 ||
         PyModule_AddFunctions(module, mimo_machine_methods) < 0)
         return -1;
-    PyObject *all = Py_BuildValue("[ssssssss]", "Engine", "Job", "cpu_variants", "cuda_devices", "int8_peak",
+    PyObject *all = Py_BuildValue("[sssssssss]", "Engine", "Job", "Rank", "cpu_variants", "cuda_devices", "int8_peak",
                                   "mxfp4_decode", "mxfp4_encode", "read_bandwidth");
     const int failed = all == NULL || PyModule_AddObjectRef(module, "__all__", all) < 0;
     Py_XDECREF(all);

@@ -6,11 +6,12 @@
 #include "python/convert.h"
 
 typedef struct mimo_module_state {
-    PyTypeObject *engine_type, *job_type;
+    PyTypeObject *engine_type, *job_type, *rank_type;
 } mimo_module_state;
 
 extern PyType_Spec mimo_engine_spec;       /* engine_type.c */
 extern PyType_Spec mimo_job_spec;          /* job_type.c */
+extern PyType_Spec mimo_rank_spec;         /* rank_type.c */
 extern PyMethodDef mimo_codec_methods[];   /* codec.c */
 extern PyMethodDef mimo_machine_methods[]; /* machine.c */
 

@@ -16,7 +16,8 @@ int mimo_python_add_types(PyObject *module)
     mimo_module_state *state = PyModule_GetState(module);
     state->engine_type = add_type(module, &mimo_engine_spec);
     state->job_type = state->engine_type != NULL ? add_type(module, &mimo_job_spec) : NULL;
-    return state->job_type != NULL ? 0 : -1;
+    state->rank_type = state->job_type != NULL ? add_type(module, &mimo_rank_spec) : NULL;
+    return state->rank_type != NULL ? 0 : -1;
 }
 
 int mimo_python_state_traverse(PyObject *module, visitproc visit, void *arg)
@@ -24,6 +25,7 @@ int mimo_python_state_traverse(PyObject *module, visitproc visit, void *arg)
     mimo_module_state *state = PyModule_GetState(module);
     Py_VISIT(state->engine_type);
     Py_VISIT(state->job_type);
+    Py_VISIT(state->rank_type);
     return 0;
 }
 
@@ -32,6 +34,7 @@ int mimo_python_state_clear(PyObject *module)
     mimo_module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->engine_type);
     Py_CLEAR(state->job_type);
+    Py_CLEAR(state->rank_type);
     return 0;
 }
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import DEFAULT_MODEL, check_output
 from .make import is_override
+
+if TYPE_CHECKING:
+    from ..benchmark import BenchResult
+    from ..benchmark.rank_result import RankResult
 
 __all__ = ["add", "run"]
 
@@ -20,6 +26,11 @@ examples:
   mimo-ultraspeed bench --shape flash num_hidden_layers=4      real dimensions, fewer layers
 Lists are numbers and ranges: 1,2,4 or 1..32 or 1..8,16,32. Figures are medians of rounds in which all kinds of work take turns,
 and the machine's own read bandwidth and int8 peak are measured too. Ctrl-C ends the measurement and shows what there is.
+
+One of several GPUs (--world): its share of a shape with a drafter, experts in FP4, random weights made on the GPU.
+  mimo-ultraspeed bench --shape pro --world 8 --rank 0 --widths 1,8 --device cuda --json rank.json --plot rank.png
+  mimo-ultraspeed bench --shape pro --world 8 --plan-only --gpu H100      what lies where, and a model of its time: no GPU
+Steps are timed without what GPUs tell each other; the projected speed of the node adds it as stated and says so.
 """
 
 
@@ -47,6 +58,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     parser.add_argument("--precision", choices=("fast", "exact"), default="fast", help="8-bit (default) or float32 activations")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times that each kind of work is measured (5)")
     parser.add_argument("--seconds", type=float, metavar="S", help="no further round of a run begins after S seconds")
+    rank = parser.add_argument_group("one of several GPUs")
+    rank.add_argument("--world", type=int, metavar="N", help="GPUs that share the model, 1 to 8; widths are 1 to 8 then (1,8)")
+    rank.add_argument("--rank", type=int, metavar="R", help="which of them (0)")
+    rank.add_argument("--routing", metavar="HOW", help="uniform (default), or overlap=P with the experts of the row before")
+    rank.add_argument("--context", type=int, metavar="N", help="positions before each step (8192, or what the model has)")
+    rank.add_argument("--device", metavar="DEVICE", help="cuda (default) or cuda:N")
+    rank.add_argument("--path", metavar="LIST", help="plain, resident (all that were built), measured one after the other")
+    rank.add_argument("--plan-only", action="store_true", help="what lies where and a model of the time; needs no GPU")
+    rank.add_argument("--gpu", metavar="NAME", help="the plan's GPU: H100, H200 (default) or B200")
+    rank.add_argument("--all-reduce", type=float, metavar="US", help="of each exchange of a projection, in microseconds (4.5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample and figure here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a figure here: .png, .svg or .pdf (needs matplotlib)")
     return parser
@@ -54,7 +75,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints the report. Status 130 after Ctrl-C, like other commands."""
-    from ..benchmark import bench
     from ..benchmark.settings import DEFAULT_WIDTHS
     from ..display import figure_class
 
@@ -65,6 +85,15 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.json)
     if args.plot is not None:
         figure_class(args.plot)
+    if args.world is not None:
+        return _run_rank(args, models, overrides)
+    asked = {name: getattr(args, name) for name in ("rank", "routing", "context", "device", "path", "gpu", "all_reduce")}
+    asked["plan_only"] = args.plan_only or None
+    for name, value in asked.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: of one of several GPUs, which --world asks for")
+    from ..benchmark import bench
+
     result = bench(
         models[0] if models else None,
         shape=args.shape,
@@ -78,6 +107,37 @@ def run(args: argparse.Namespace) -> int:
         rounds=args.rounds,
         seconds=args.seconds,
     )
+    return _show(args, result)
+
+
+def _run_rank(args: argparse.Namespace, models: list[str], overrides: list[str]) -> int:
+    from ..benchmark.rank import bench_rank
+    from ..benchmark.step_model import Assumptions
+
+    if models or args.shape is None:
+        raise ValueError("--world: expected a --shape, whose weights are made up, and no model")
+    if args.plan_only and args.plot is not None:
+        raise ValueError("--plot: a timeline needs a measurement, and --plan-only makes none")
+    default = Assumptions()
+    result = bench_rank(
+        args.shape,
+        overrides=dict(word.split("=", 1) for word in overrides),
+        world=args.world,
+        rank=args.rank or 0,
+        widths=args.widths or (1, 8),
+        routing=args.routing or "uniform",
+        context=args.context,
+        rounds=args.rounds,
+        device=args.device or "cuda",
+        paths=args.path.split(",") if args.path is not None else None,
+        plan_only=args.plan_only,
+        gpu=args.gpu or "H200",
+        assume=default if args.all_reduce is None else replace(default, all_reduce=args.all_reduce / 1e6),
+    )
+    return _show(args, result)
+
+
+def _show(args: argparse.Namespace, result: BenchResult | RankResult) -> int:
     print(result)
     if args.json is not None:
         result.write_json(args.json)

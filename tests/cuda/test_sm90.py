@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -23,19 +25,76 @@ def nvcc() -> str | None:
     return built or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
-def test_the_resident_kernel_compiles_and_spills_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """.ci/kernels.py"""
+    monkeypatch.syspath_prepend(str(CSRC.parent / ".ci"))
+    return importlib.import_module("kernels")
+
+
+def compiled(source: Path, target: Path) -> str:
+    """What nvcc and ptxas say of a source, whose machine code they write to the target."""
     compiler = nvcc()
     if compiler is None:
         pytest.skip("not run: no nvcc")
     command = [compiler, "-std=c++17", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "--fmad=false", "-Xptxas", "-v"]
-    command += ["-Werror", "all-warnings", f"-I{CSRC}", "-DNDEBUG", "-cubin", str(CSRC / "cuda/sm90/resident.cu")]
-    done = subprocess.run([*command, "-o", str(tmp_path / "resident.cubin")], capture_output=True, text=True, timeout=600)
-    told = done.stdout + done.stderr
+    command += ["-Werror", "all-warnings", f"-I{CSRC}", "-DNDEBUG", "-cubin", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+KERNELS = """
+template <int N> __device__ void sums(float *to)
+{
+    float x[N];
+    for (int i = 0; i < N; i++)
+        x[i] = to[threadIdx.x + 32 * i];
+    for (int round = 0; round < 4; round++)
+        for (int i = 0; i < N; i++)
+            x[i] = x[i] * x[(i + 7) % N] + (float)sqrt((double)x[(i + 1) % N]);
+    for (int i = 0; i < N; i++)
+        to[threadIdx.x + 32 * i] = x[i];
+}
+__device__ __noinline__ float4 apart(const float4 *from) { float4 v = from[threadIdx.x]; v.x += v.y * v.z; return v; }
+extern "C" __global__ void few(float *to) { sums<4>(to); }
+extern "C" __global__ void some(float *to) { sums<24>(to); }
+extern "C" __global__ void many(float *to) { sums<90>(to); }
+extern "C" __global__ void wide(float4 *to) { to[threadIdx.x + 1] = to[threadIdx.x]; }
+extern "C" __global__ void calls(float4 *to) { to[threadIdx.x + 1] = apart(to); }
+"""
+
+
+def test_registers_are_those_that_ptxas_counts(tmp_path: Path, kernels: ModuleType) -> None:
+    (tmp_path / "some.cu").write_text(KERNELS)
+    told = compiled(tmp_path / "some.cu", tmp_path / "some.cubin")
+    entry = re.compile(r"entry function '(\w+)'.*?Used (\d+) registers", re.S)
+    wanted = {name: int(registers) for name, registers in entry.findall(told)}
+    assert set(wanted) == {"few", "some", "many", "wide", "calls"}
+    found: dict[str, int] = {}
+    functions = list(kernels.functions((tmp_path / "some.cubin").read_bytes()))
+    for kernel, _, registers in functions:
+        found[kernel] = max(found.get(kernel, 0), registers)
+    for kernel, registers in wanted.items():
+        assert registers - 2 <= found[kernel] <= registers + 1, (kernel, found, wanted)
+    assert any(kernel == "calls" and "apart" in name for kernel, name, _ in functions)
+
+
+def test_the_resident_kernel_compiles_and_spills_nothing(tmp_path: Path, kernels: ModuleType) -> None:
+    told = compiled(CSRC / "cuda/sm90/resident.cu", tmp_path / "resident.cubin")
     print(told)
-    assert done.returncode == 0, told
     spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
     assert spilled and all(int(count) == 0 for count in spilled), told
     frames = re.findall(r"(\d+) bytes stack frame", told)
     assert frames and all(int(count) == 0 for count in frames), f"memory of threads in the place of registers: {told}"
     assert max(int(count) for count in re.findall(r"Used (\d+) registers", told)) <= MOST_REGISTERS, told
     assert "setmaxnreg ignored" not in told
+    image = (tmp_path / "resident.cubin").read_bytes()
+    given = dict(re.findall(r"(LOAD|COMPUTE)_REGISTERS = (\d+)", (CSRC / "cuda/sm90/resident.cu").read_text()))
+    assert {role: most for role, (most, _) in kernels.ROLES.items()} == {role.lower(): int(n) for role, n in given.items()}
+    for role, function, registers, most in kernels.roles(image):
+        assert 16 <= registers <= most, (role, function)
+    with pytest.raises(LookupError, match="mimo_other"):
+        kernels.ROLES["load"][1].append("mimo_other")
+        kernels.roles(image)
+    kernels.ROLES["load"][1].pop()

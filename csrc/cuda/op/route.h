@@ -18,6 +18,13 @@ MIMO_BODY inline void mimo_cuda_route_norm(const Team &team, const mimo_cuda_sta
     });
 }
 
+/* [T, E] of a layer, or NULL: see mimo_cuda_step. */
+MIMO_BODY inline const float *mimo_cuda_lean(const mimo_cuda_state &s, uint32_t layer)
+{
+    const float *lean = s.step->lean;
+    return lean != nullptr ? lean + (size_t)layer * MIMO_CUDA_ROWS * s.config->experts : nullptr;
+}
+
 /* Router logits of experts [first, first + count). */
 template <class Team>
 MIMO_BODY inline void mimo_cuda_route(const Team &team, const mimo_cuda_state &s, uint32_t layer, uint32_t first,
@@ -26,8 +33,11 @@ MIMO_BODY inline void mimo_cuda_route(const Team &team, const mimo_cuda_state &s
     const mimo_cuda_plain rows = mimo_cuda_rows(s, s.work.x, s.work.x_stride);
     const mimo_cuda_normed input = mimo_cuda_normed_rows(team, rows, s.layer[layer].mlp_norm);
     const uint32_t E = s.config->experts;
+    const float *lean = mimo_cuda_lean(s, layer);
     mimo_cuda_columns(team, s.layer[layer].router, first, count, input, s.step->rows,
-                      [&](uint32_t e, uint32_t t, float y) { s.work.router_logits[t * E + e] = y; });
+                      [&](uint32_t e, uint32_t t, float y) {
+                          s.work.router_logits[t * E + e] = lean != nullptr ? y + lean[t * E + e] : y;
+                      });
 }
 
 MIMO_BODY inline float mimo_cuda_sigmoid(float x)

@@ -68,6 +68,12 @@ typedef struct mimo_cuda_work {
     size_t x_stride, a_stride, u_stride, part_chunks;
 } mimo_cuda_work;
 
+/* When a CTA of a launch began and ended, in nanoseconds of a clock that all share, and on which multiprocessor. */
+typedef struct mimo_stamp {
+    uint64_t begin, end;
+    uint32_t sm, spare;
+} mimo_stamp;
+
 /* What changes from step to step. Rows of one sequence come in ascending, consecutive positions. */
 typedef struct mimo_cuda_step {
     uint32_t rows;    /* T; 1 .. MIMO_CUDA_ROWS */
@@ -76,6 +82,7 @@ typedef struct mimo_cuda_step {
     uint32_t token[MIMO_CUDA_ROWS], position[MIMO_CUDA_ROWS];
     uint32_t output[MIMO_CUDA_ROWS]; /* [outputs] row numbers, ascending */
     uint32_t tap[MIMO_MAX_TAPS];
+    const float *lean; /* [L, MIMO_CUDA_ROWS, E] added to what the routers say: choices that a benchmark drew; NULL */
     mimo_cuda_kv kv[MIMO_CUDA_ROWS]; /* of the row's sequence */
     float *logits;                   /* [outputs, logits_stride] */
     float *hidden;                   /* element (i, t, h) of [taps, T, H] is hidden[i * hidden_stride + t * H + h] */
@@ -107,6 +114,7 @@ typedef struct mimo_cuda_state {
     mimo_cuda_kv_layout kv;
     mimo_cuda_work work;
     const mimo_cuda_step *step;
+    mimo_stamp *stamps; /* [CTAs] of this launch; NULL: nobody asks */
 } mimo_cuda_state;
 
 /* Floats of scratch that a team of `warps` warps needs for any body. */

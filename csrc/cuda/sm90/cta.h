@@ -103,6 +103,19 @@ struct mimo_resident_cta {
         }
     }
 
+    __device__ uint64_t clock() const
+    {
+        return mimo_resident_clock();
+    }
+    __device__ void stamp(mimo_stamp &to, uint64_t begin) const
+    {
+        uint32_t sm;
+        asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));
+        threads.sync();
+        if (threads.thread() == 0)
+            to = {begin, mimo_resident_clock(), sm, 0};
+    }
+
     /* ---- the ring ---- */
 
     __device__ uint32_t barrier(uint32_t place, bool empty) const

@@ -1,4 +1,5 @@
 /* The resident kernel: one CTA on each SM, a warp group that loads and two that compute. */
+#include "cuda/op/fill.h"
 #include "cuda/sm90/cta.h"
 
 static constexpr int LOAD_REGISTERS = 40, COMPUTE_REGISTERS = 232;
@@ -61,3 +62,5 @@ extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDE
             mimo_resident_load(machine, layout, lost, step, end);
     }
 }
+
+MIMO_FILL_KERNEL(32 * MIMO_RESIDENT_WARPS)

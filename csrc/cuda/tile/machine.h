@@ -61,6 +61,7 @@ typedef struct mimo_tile_machine {
     mimo_tile_round *round;
     const uint32_t *drafted; /* [V'] ids that a drafter drafts; NULL: all */
     mimo_mail *mail;         /* NULL: tokens are not sent */
+    mimo_stamp *stamps;      /* [tasks] when each ran last; NULL: nobody asks */
 } mimo_tile_machine;
 
 /* Floats of scratch of a team of `warps` warps; heads are up to `head` wide, their values up to `value`. What bodies

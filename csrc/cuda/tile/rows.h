@@ -287,10 +287,11 @@ MIMO_BODY inline void mimo_tile_choose(const Team &team, const mimo_tile_machine
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
     const uint32_t E = s.config->experts, T = s.step->rows, splits = task.splits;
-    const float *scale = mimo_tile_scales(team, m, s);
+    const float *scale = mimo_tile_scales(team, m, s), *lean = mimo_cuda_lean(s, task.layer);
     team.threads(T * E, [&](uint32_t i) {
         const uint32_t t = i / E;
-        s.work.router_logits[i] = mimo_tile_partial(m, splits, E, t, i % E) * scale[t];
+        const float y = mimo_tile_partial(m, splits, E, t, i % E) * scale[t];
+        s.work.router_logits[i] = lean != nullptr ? y + lean[i] : y;
     });
     team.sync();
     mimo_cuda_choose(team, s, task.layer, *m.moe);

@@ -1,0 +1,70 @@
+#include "cuda/fake_work.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "base/alloc.h"
+#include "cuda/host_ctas.h"
+#include "cuda/plain_host.h"
+
+enum { SHARED_MEMORY = 48 << 10 };
+
+static double clock_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
+}
+
+/* Memory of CTAs is full of NaN each time, and as short as the layout says it is. */
+static int run_resident(const mimo_fake_work *item)
+{
+    const mimo_fake_resident *r = &item->resident;
+    const size_t scratch = (r->layout.activations - MIMO_RESIDENT_SCRATCH) / sizeof(float);
+    const size_t ring = (size_t)r->layout.pages * MIMO_RING_PAGE;
+    if (r->layout.ring + ring > item->bytes || r->layout.page_bytes != MIMO_RING_PAGE)
+        return FAKE_INVALID_VALUE;
+    mimo_host_ctas all = {.machine = &r->machine,
+                          .lost = r->lost,
+                          .patience = r->layout.patience,
+                          .ctas = item->ctas,
+                          .ring_pages = r->layout.pages,
+                          .scratch_floats = scratch};
+    const size_t scratch_bytes = all.ctas * scratch * sizeof(float);
+    uint8_t *memory = mimo_alloc(scratch_bytes + all.ctas * ring);
+    if (memory == NULL)
+        return FAKE_OUT_OF_MEMORY;
+    memset(memory, 0xff, scratch_bytes + all.ctas * ring);
+    all.scratch = (float *)(void *)memory;
+    all.ring = memory + scratch_bytes;
+    mimo_host_ctas_run(&all, r->step, r->end);
+    mimo_free(memory);
+    return 0;
+}
+
+int mimo_fake_run(const mimo_fake_work *item)
+{
+    if (item->kind == WORK_COPY) {
+        memcpy(item->to, item->from, item->bytes);
+        return 0;
+    }
+    if (item->kind == WORK_FILL) {
+        memset(item->to, (int)item->layer, item->bytes);
+        return 0;
+    }
+    if (item->kind == WORK_EVENT) {
+        *(double *)item->to = clock_ms();
+        return 0;
+    }
+    if (item->kind == WORK_VALUES) {
+        mimo_fill_host_run(&item->fill, item->ctas);
+        return 0;
+    }
+    static float scratch[SHARED_MEMORY / sizeof(float)];
+    if (item->kind == WORK_RESIDENT)
+        return run_resident(item);
+    if (item->bytes > sizeof scratch)
+        return FAKE_INVALID_VALUE;
+    return mimo_plain_host_run(item->kernel, &item->state, item->layer, item->ctas, scratch) != 0 ? 0
+                                                                                                  : FAKE_INVALID_VALUE;
+}
