@@ -51,7 +51,10 @@ class Engine:
         pin: bool = False,
         device: int = -1,
         image: str | None = None,
-    ) -> Self: ...
+        nodes: Sequence[Sequence[int]] = (),
+    ) -> Self:
+        """nodes: the cores of each memory node, if there are several: workers stay on theirs and have their weights there."""
+
     def load(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Reads and packs the weights on all threads; progress(done_bytes, total_bytes) is called about ten times a second."""
     def close(self) -> None:

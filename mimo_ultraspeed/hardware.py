@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Backend", "Backends", "available_memory", "backends", "cores", "memory_limit", "processor", "processor_name"]
+__all__ = [
+    "Backend",
+    "Backends",
+    "available_memory",
+    "backends",
+    "cores",
+    "memory_limit",
+    "memory_nodes",
+    "processor",
+    "processor_name",
+    "worker_nodes",
+]
 
 _FEATURES = (
     "sse4_2 avx avx2 fma f16c avx_vnni avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16 amx_int8 asimd asimddp i8mm sve"
@@ -121,6 +132,26 @@ def _text(path: Path) -> str:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_nodes(root: Path = Path("/")) -> list[list[int]]:
+    """The cores that this process may use, by memory node (NUMA): one list a node, ascending, nodes without such cores left out.
+
+    One list with all of them where the system tells of no nodes. root: the folder that holds sys/.
+    """
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(cores()))
+    nodes: list[tuple[int, list[int]]] = []
+    for path in (root / "sys/devices/system/node").glob("node[0-9]*/cpulist"):
+        ranges = re.findall(r"(\d+)(?:-(\d+))?", _text(path))
+        listed = {core for first, last in ranges for core in range(int(first), int(last or first) + 1)}
+        nodes.append((int(path.parent.name.removeprefix("node")), sorted(listed & usable)))
+    return [listed for _, listed in sorted(nodes) if listed] or [sorted(usable)]
+
+
+def worker_nodes() -> list[list[int]]:
+    """`memory_nodes()` as the core takes them, or none where it could not tell them apart: more than 16, or than 1024 cores."""
+    nodes = memory_nodes()
+    return nodes if len(nodes) <= 16 and all(core < 1024 for node in nodes for core in node) else []
 
 
 def processor() -> str:

@@ -25,7 +25,7 @@ from .display import bar, size, table
 from .draft import Draft
 from .drafter import Drafter, open_drafter
 from .errors import EngineError
-from .hardware import memory_limit
+from .hardware import memory_limit, worker_nodes
 from .options import MAX_ANSWERS, GenerationArguments, GenerationDefaults, GenerationOptions
 from .prompts import Prompt, Prompts, check_ids, encode_prompt, split_prompts
 from .result import Result
@@ -98,6 +98,8 @@ class Model:
         precision: "fast" (8-bit activations) or "exact" (float32 activations). threads: None is one per available core.
         max_context: positions of prompt and answer together; None is the model's own limit.
         pin: each worker thread stays on one core of those this process may use; for machines where nothing else runs.
+          On a machine with several memory nodes (NUMA) threads stay on their node in any case, and have their share of all weights
+          there.
         progress: bars on stderr, or in the notebook.
         The environment variable MIMO_CPU ("ref", "avx2", "avxvnni", "avx512", "neon") forces the kernels of one instruction set;
         MIMO_CUDA_PATH ("plain", "resident") chooses how a GPU is used.
@@ -128,6 +130,7 @@ class Model:
             pin=pin,
             device=-1 if gpu is None else gpu,
             image=None if path is None else str(cuda_image(path)),
+            nodes=worker_nodes(),
         )
         try:
             model = cls(checkpoint, engine, tokenizer, drafter)

@@ -109,7 +109,14 @@ def test_the_middle_profile_is_of_one_round() -> None:
 
 def result_of(*runs: Run, **changes: Any) -> BenchResult:
     model = {"name": "made-up", "layers": 2, "hidden": 64, "vocabulary": 512, "experts": 8, "experts_per_token": 2}
-    machine = {"processor": "Some CPU: avx2", "system": "x", "python": "3", "cores": 2, "load_average": [0.5, 1.5]}
+    machine = {
+        "processor": "Some CPU: avx2",
+        "system": "x",
+        "python": "3",
+        "cores": 2,
+        "memory_nodes": 1,
+        "load_average": [0.5, 1.5],
+    }
     settings = {"precision": "fast", "batch": 16}
     return BenchResult(model, settings, machine, "1.0", "abc", "2026-01-01T00:00:00+00:00", list(runs), **changes)
 

@@ -159,7 +159,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MIMO_CPU", "neon" if mu.backends()["cpu:avx2"].on else "avx2")
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
-    for part in ("python ", "cpu:ref", "cuda", "smollm2-135m: not made yet", "numpy", "opening a model will fail"):
+    for part in ("python ", "memory nodes ", "cpu:ref", "cuda", "smollm2-135m: not made yet", "numpy", "opening a model will fail"):
         assert part in told
 
 

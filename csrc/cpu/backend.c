@@ -115,7 +115,7 @@ static mimo_status open_parts(mimo_cpu *cpu, const mimo_draft *draft, const mimo
     MIMO_TRY(mimo_cpu_open_workspace(cpu, err));
     if (draft != NULL)
         MIMO_TRY(mimo_cpu_draft_open(cpu, draft, err));
-    return mimo_pool_open(&cpu->pool, cpu->threads, options->pin, err);
+    return mimo_pool_open(&cpu->pool, cpu->threads, options->pin, options->nodes, err);
 }
 
 mimo_status mimo_cpu_backend_open(mimo_backend **out, const mimo_config *config, const mimo_weights *weights,

@@ -131,6 +131,52 @@ typedef struct mimo_task {
     mimo_scratch *scratch;
 } mimo_task;
 
+/* ---- units.c: which worker has which octets of a matrix ----
+ *
+ * On a machine with several memory nodes every matrix has one share of its octets on each, written there by the workers
+ * of the node when it is packed, and these begin with it in every step; whoever has nothing left helps the others. */
+
+/* Shares begin at multiples of so many octets, a quantised block of rows. */
+enum { MIMO_HOME_OCTETS = 4 };
+
+/* The first octet, of `octets`, of a node's share; of mimo_pool_nodes: `octets`. */
+size_t mimo_cpu_home(const mimo_cpu *cpu, size_t octets, size_t node);
+
+/* The work of an operation in units, those of a node side by side. */
+typedef struct mimo_units {
+    size_t count, nodes;
+    size_t first[MIMO_MAX_NODES + 1]; /* unit of a node */
+    size_t home[MIMO_MAX_NODES + 1];  /* octet of a node */
+    size_t size;                      /* octets of a unit, or fewer at the end of a share */
+    size_t matrices;
+} mimo_units;
+
+typedef struct mimo_piece {
+    size_t matrix, octet, octets;
+} mimo_piece;
+
+/* Of `matrices` with `octets` octets each. */
+mimo_units mimo_units_share(const mimo_cpu *cpu, size_t octets, size_t size, size_t matrices);
+/* Of one panel, the size a multiple of `multiple`. */
+mimo_units mimo_units_of(const mimo_cpu *cpu, const mimo_panel *panel, size_t multiple);
+/* unit < count. */
+mimo_piece mimo_units_at(const mimo_units *units, size_t unit);
+/* The worker's first: the one of its number on its node, if there are so many there. */
+size_t mimo_units_begin(const mimo_units *units, const mimo_worker *worker);
+
+/* The units that a worker takes, each known one before its turn so that its weights can be asked for: first the one of
+ * the worker's number, then the next free ones of its node, then of others. A unit of `count` or more is none. */
+typedef struct mimo_claim {
+    const mimo_units *units;
+    mimo_worker *worker;
+    size_t unit, next;
+    size_t passed; /* nodes without free units */
+} mimo_claim;
+
+/* Every worker, once in a phase. */
+mimo_claim mimo_cpu_claim(const mimo_task *task, const mimo_units *units);
+void mimo_cpu_claim_next(mimo_claim *claim);
+
 /* ops_*.c: one function an operation. Each takes units until none is left; the barrier after it is run.c's. */
 void mimo_cpu_embed(const mimo_task *task);
 void mimo_cpu_draft_fuse(const mimo_task *task);
@@ -157,21 +203,12 @@ void mimo_cpu_head(const mimo_task *task);
 void mimo_cpu_embed_token(const mimo_cpu *cpu, float *x, size_t token);
 /* Cosines and sines of row t, at its position. */
 void mimo_cpu_angles(const mimo_cpu *cpu, size_t t);
-/* The units of work that a worker takes, each known one before its turn so that its weights can be asked for: first the
- * one of the worker's number, then the next free ones. */
-typedef struct mimo_claim {
-    mimo_worker *worker;
-    size_t unit, next;
-} mimo_claim;
-
-mimo_claim mimo_cpu_claim(const mimo_task *task);
-void mimo_cpu_claim_next(mimo_claim *claim, const mimo_task *task);
 /* Octets [octet, octet + octets) of a panel. */
 mimo_ahead mimo_cpu_ahead(const mimo_panel *panel, size_t octet, size_t octets);
+mimo_ahead mimo_cpu_ahead_unit(const mimo_panel *panel, const mimo_units *units, size_t unit);
 /* What this worker reads first in the operation after the task's. */
 mimo_ahead mimo_cpu_ahead_next_op(const mimo_task *task);
-/* Of one unit of qkv. */
-mimo_ahead mimo_cpu_ahead_qkv(const mimo_cpu *cpu, uint32_t layer, size_t unit);
+mimo_ahead mimo_cpu_ahead_first_qkv(const mimo_task *task, uint32_t layer);
 
 /* The kernel for `panel`, by its packing. */
 mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel);

@@ -10,9 +10,8 @@
 #include "cpu/draft.h"
 #include "format/mxfp4.h"
 
-/* Of source that a worker reads at a time. Whoever is free packs the next unit and so is the first to write its pages:
- * on a machine with several memory nodes the weights are spread over the nodes of all workers. A step's units go to
- * whoever is free too, so no node is a better home for one. */
+/* Of source that a worker reads at a time. Whoever packs a unit is the first to write its pages, which are then of its
+ * memory node: so every node's workers pack the node's shares, and nobody helps them. */
 enum { UNIT_BYTES = 1 << 20 };
 
 /* One matrix to pack. */
@@ -156,8 +155,8 @@ typedef struct loader {
     atomic_uint_fast64_t *done;
     const atomic_bool *cancel;
     item *item;    /* [items] */
-    size_t *first; /* [items + 1] units before each item; the embedding's units come last */
-    size_t items, units, embed_rows;
+    size_t *first; /* [nodes * (items + 1) + 1] units before each item's share of each node, and the embedding's */
+    size_t items, shares, units, embed_rows;
     uint8_t *scratch; /* [threads, scratch_bytes] */
     size_t scratch_bytes;
     pthread_mutex_t mutex;
@@ -170,9 +169,29 @@ static void collect_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *m
     (void)cpu;
     (void)use;
     loader *l = context;
-    l->item[l->items] = (item){panel, matrix};
-    l->first[l->items++] = l->units;
-    l->units += mimo_ceil_div(mimo_panel_octets(panel), unit_octets(matrix));
+    l->item[l->items++] = (item){panel, matrix};
+}
+
+static size_t share_octets(const loader *l, const item *it, size_t node)
+{
+    const size_t octets = mimo_panel_octets(it->panel);
+    return mimo_cpu_home(l->cpu, octets, node + 1) - mimo_cpu_home(l->cpu, octets, node);
+}
+
+/* Cuts all that is to read into units, those of a node side by side. */
+static void cut_units(loader *l)
+{
+    const mimo_pool *pool = l->cpu->pool;
+    const size_t pieces = mimo_ceil_div(l->cpu->weights->embed.rows, l->embed_rows), threads = l->cpu->threads;
+    for (size_t n = 0; n < mimo_pool_nodes(pool); n++) {
+        for (size_t i = 0; i < l->items; i++) {
+            l->first[l->shares++] = l->units;
+            l->units += mimo_ceil_div(share_octets(l, &l->item[i], n), unit_octets(l->item[i].matrix));
+        }
+        l->first[l->shares++] = l->units;
+        l->units += pieces * mimo_pool_first(pool, n + 1) / threads - pieces * mimo_pool_first(pool, n) / threads;
+    }
+    l->first[l->shares] = l->units;
 }
 
 static void count_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
@@ -209,17 +228,20 @@ static mimo_status load_embedding(loader *l, size_t unit, mimo_error *err)
 
 static mimo_status load_unit(loader *l, size_t unit, size_t worker, mimo_error *err)
 {
-    if (unit >= l->first[l->items])
-        return load_embedding(l, unit - l->first[l->items], err);
-    size_t low = 0, high = l->items; /* the last item with first <= unit */
+    size_t low = 0, high = l->shares; /* the last share with first <= unit */
     while (high - low > 1) {
         const size_t middle = (low + high) / 2;
         *(l->first[middle] <= unit ? &low : &high) = middle;
     }
-    const item *it = &l->item[low];
-    const size_t step = unit_octets(it->matrix);
-    const size_t octet = (unit - l->first[low]) * step;
-    const size_t octets = mimo_min(step, mimo_panel_octets(it->panel) - octet);
+    const size_t node = low / (l->items + 1), i = low % (l->items + 1), at = unit - l->first[low];
+    if (i == l->items) {
+        const size_t pieces = mimo_ceil_div(l->cpu->weights->embed.rows, l->embed_rows);
+        return load_embedding(l, pieces * mimo_pool_first(l->cpu->pool, node) / l->cpu->threads + at, err);
+    }
+    const item *it = &l->item[i];
+    const size_t step = unit_octets(it->matrix), share = share_octets(l, it, node);
+    const size_t octet = mimo_cpu_home(l->cpu, mimo_panel_octets(it->panel), node) + at * step;
+    const size_t octets = mimo_min(step, share - at * step);
     MIMO_TRY(
         mimo_panel_pack(it->panel, it->matrix, octet, octets, l->files, l->scratch + worker * l->scratch_bytes, err));
     const size_t rows = mimo_min(8 * octets, it->panel->rows - 8 * octet);
@@ -230,7 +252,8 @@ static mimo_status load_unit(loader *l, size_t unit, size_t worker, mimo_error *
 static void load_worker(void *context, mimo_worker *worker)
 {
     loader *l = context;
-    for (size_t unit; (unit = mimo_pool_take(worker)) < l->units && !atomic_load(&l->failed);) {
+    const size_t first = l->first[worker->node * (l->items + 1)], end = l->first[(worker->node + 1) * (l->items + 1)];
+    for (size_t unit; (unit = first + mimo_pool_take_of(worker, worker->node)) < end && !atomic_load(&l->failed);) {
         mimo_error error = {0};
         if (atomic_load(l->cancel))
             (void)MIMO_FAIL(&error, MIMO_ERR_ENGINE, "loading was cancelled");
@@ -319,12 +342,12 @@ static mimo_status open_loader(loader *l, mimo_error *err)
     l->items = 0;
     l->scratch_bytes = mimo_round_up(l->scratch_bytes, 64);
     MIMO_TRY(mimo_alloc_array(&l->item, items, sizeof *l->item, "loader", err));
-    MIMO_TRY(mimo_alloc_array(&l->first, items + 1, sizeof *l->first, "loader", err));
+    MIMO_TRY(
+        mimo_alloc_array(&l->first, mimo_pool_nodes(cpu->pool) * (items + 1) + 1, sizeof *l->first, "loader", err));
     MIMO_TRY(mimo_alloc_array(&l->scratch, cpu->threads, l->scratch_bytes, "loader buffers", err));
     visit_panels(cpu, collect_panel, l);
-    l->first[items] = l->units;
     l->embed_rows = mimo_max(1, UNIT_BYTES / mimo_format_row_bytes(cpu->weights->embed.format, cpu->config->hidden));
-    l->units += mimo_ceil_div(cpu->weights->embed.rows, l->embed_rows);
+    cut_units(l);
     return MIMO_OK;
 }
 
@@ -332,7 +355,8 @@ static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
 {
     MIMO_TRY(mimo_alloc_array(&cpu->slab, 1, cpu->slab_bytes, "packed weights", err));
     MIMO_TRY(mimo_alloc_array(&cpu->embed, 1, embed_bytes(cpu), "embedding table", err));
-    mimo_alloc_will_fill(cpu->slab);
+    if (mimo_pool_nodes(cpu->pool) == 1) /* else pages are small, so that one is of the node that reads it */
+        mimo_alloc_will_fill(cpu->slab);
     mimo_alloc_will_fill(cpu->embed);
     size_t at = 0;
     visit_panels(cpu, place_panel, &at);

@@ -40,7 +40,7 @@ static mimo_status per_second(double *out, mimo_pool_fn *fn, measurement *m, siz
                               mimo_error *err)
 {
     mimo_pool *pool;
-    MIMO_TRY(mimo_pool_open(&pool, threads, false, err));
+    MIMO_TRY(mimo_pool_open(&pool, threads, false, NULL, err));
     const uint64_t begin = mimo_profile_clock();
     m->end = begin + (uint64_t)(seconds * 1e9);
     mimo_pool_run(pool, fn, m);

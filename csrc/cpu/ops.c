@@ -13,19 +13,6 @@ mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel)
     return integer ? cpu->kernels->gemm_q8[panel->packing] : cpu->kernels->gemm_f32[panel->packing];
 }
 
-mimo_claim mimo_cpu_claim(const mimo_task *task)
-{
-    mimo_claim claim = {task->worker, task->worker->index, 0};
-    claim.next = task->cpu->threads + mimo_pool_take(task->worker);
-    return claim;
-}
-
-void mimo_cpu_claim_next(mimo_claim *claim, const mimo_task *task)
-{
-    claim->unit = claim->next;
-    claim->next = task->cpu->threads + mimo_pool_take(claim->worker);
-}
-
 mimo_ahead mimo_cpu_ahead(const mimo_panel *panel, size_t octet, size_t octets)
 {
     const size_t all = mimo_panel_octets(panel), bytes = mimo_panel_octet_bytes(panel->packing, panel->cols);
@@ -37,10 +24,18 @@ mimo_ahead mimo_cpu_ahead(const mimo_panel *panel, size_t octet, size_t octets)
                         .bytes = mimo_min(octets, all - octet) * bytes};
 }
 
-static mimo_ahead ahead_unit(const mimo_cpu *cpu, const mimo_panel *panel, size_t worker, size_t multiple)
+mimo_ahead mimo_cpu_ahead_unit(const mimo_panel *panel, const mimo_units *units, size_t unit)
 {
-    const size_t size = mimo_cpu_unit_octets(cpu, mimo_panel_octets(panel), multiple);
-    return mimo_cpu_ahead(panel, worker * size, size);
+    if (unit >= units->count)
+        return (mimo_ahead){0};
+    const mimo_piece p = mimo_units_at(units, unit);
+    return mimo_cpu_ahead(panel, p.octet, p.octets);
+}
+
+static mimo_ahead ahead_first(const mimo_task *task, const mimo_panel *panel, size_t multiple)
+{
+    const mimo_units units = mimo_units_of(task->cpu, panel, multiple);
+    return mimo_cpu_ahead_unit(panel, &units, mimo_units_begin(&units, task->worker));
 }
 
 mimo_ahead mimo_cpu_ahead_next_op(const mimo_task *task)
@@ -51,23 +46,22 @@ mimo_ahead mimo_cpu_ahead_next_op(const mimo_task *task)
         op++;
     if (op >= end)
         return (mimo_ahead){0};
-    const size_t worker = task->worker->index;
     const mimo_cpu_layer *layer = op->layer == MIMO_NO_LAYER ? NULL : &cpu->layer[op->layer];
     switch ((mimo_op_code)op->code) {
     case MIMO_OP_QKV:
-        return mimo_cpu_ahead_qkv(cpu, op->layer, worker);
+        return mimo_cpu_ahead_first_qkv(task, op->layer);
     case MIMO_OP_OUT_PROJ:
-        return ahead_unit(cpu, &layer->out, worker, 1);
+        return ahead_first(task, &layer->out, 1);
     case MIMO_OP_ROUTE:
-        return layer->routes_alike ? (mimo_ahead){0} : mimo_cpu_ahead(&layer->router, worker, 1);
+        return layer->routes_alike ? (mimo_ahead){0} : mimo_cpu_ahead(&layer->router, task->worker->index, 1);
     case MIMO_OP_EXPERT_DOWN:
-        return ahead_unit(cpu, &layer->down[cpu->routes.active[0]], worker, 1);
+        return ahead_first(task, &layer->down[cpu->routes.active[0]], 1);
     case MIMO_OP_DENSE_UP:
-        return ahead_unit(cpu, &layer->gate[0], worker, MIMO_MX_BLOCK / 8);
+        return ahead_first(task, &layer->gate[0], MIMO_HOME_OCTETS);
     case MIMO_OP_DENSE_DOWN:
-        return ahead_unit(cpu, &layer->down[0], worker, 1);
+        return ahead_first(task, &layer->down[0], 1);
     case MIMO_OP_HEAD:
-        return ahead_unit(cpu, &cpu->head, worker, 1);
+        return ahead_first(task, &cpu->head, 1);
     default:
         return (mimo_ahead){0};
     }
@@ -178,11 +172,10 @@ void mimo_cpu_head(const mimo_task *task)
     const mimo_rows *rows = mimo_cpu_norm_rows(task, step->output, step->outputs, cpu->norm);
     mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
     mimo_gemm *gemm = mimo_cpu_gemm(cpu, &cpu->head);
-    const size_t octets = mimo_panel_octets(&cpu->head), size = mimo_cpu_unit_octets(cpu, octets, 1);
-    mimo_claim c = mimo_cpu_claim(task);
-    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
-        act.ahead = mimo_cpu_ahead(&cpu->head, size * c.next, size);
-        gemm(step->logits + 8 * first, step->logits_stride, &cpu->head, first, mimo_min(size, octets - first), &act,
-             NULL, step->outputs);
+    const mimo_units units = mimo_units_of(cpu, &cpu->head, 1);
+    for (mimo_claim c = mimo_cpu_claim(task, &units); c.unit < units.count; mimo_cpu_claim_next(&c)) {
+        const mimo_piece p = mimo_units_at(&units, c.unit);
+        act.ahead = mimo_cpu_ahead_unit(&cpu->head, &units, c.next);
+        gemm(step->logits + 8 * p.octet, step->logits_stride, &cpu->head, p.octet, p.octets, &act, NULL, step->outputs);
     }
 }

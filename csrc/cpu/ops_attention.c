@@ -163,16 +163,44 @@ static qkv_run begin_qkv(const mimo_task *task, uint32_t layer, mimo_act *act)
                      .kind = cpu->config->sliding[layer]};
 }
 
-mimo_ahead mimo_cpu_ahead_qkv(const mimo_cpu *cpu, uint32_t layer, size_t unit)
+/* First row of a head in the matrix. */
+static size_t head_row(const mimo_attention *a, size_t head)
+{
+    const size_t keys = (size_t)a->heads + a->kv_heads;
+    return mimo_min(head, keys) * a->head_dim + (head > keys ? head - keys : 0) * a->v_head_dim;
+}
+
+/* A node's heads are those that begin in its octets. */
+static mimo_units share_heads(const mimo_cpu *cpu, uint32_t layer, const head_units *u)
 {
     const mimo_attention *a = mimo_layer_attention(cpu->config, layer);
-    const head_units units = units_of(cpu, layer);
-    const head_unit u = unit_at(&units, unit);
+    const size_t octets = mimo_panel_octets(&cpu->layer[layer].qkv), heads = (size_t)a->heads + 2 * a->kv_heads;
+    mimo_units units = {.nodes = mimo_pool_nodes(cpu->pool), .count = u->count};
+    for (size_t n = 1, head = 0; n < units.nodes; n++) {
+        while (head < heads && head_row(a, head) < 8 * mimo_cpu_home(cpu, octets, n))
+            head++;
+        units.first[n] = head <= u->whole ? head : u->whole + u->parts * (head - u->whole);
+    }
+    units.first[units.nodes] = units.count;
+    return units;
+}
+
+static mimo_ahead ahead_qkv(const mimo_cpu *cpu, uint32_t layer, const head_units *units, size_t unit)
+{
+    if (unit >= units->count)
+        return (mimo_ahead){0};
+    const mimo_attention *a = mimo_layer_attention(cpu->config, layer);
+    const head_unit u = unit_at(units, unit);
     const size_t keys = a->heads + a->kv_heads;
-    const size_t row = u.head < keys
-                           ? u.head * a->head_dim + u.part * (a->rotary_dim / 4)
-                           : keys * a->head_dim + (u.head - keys) * a->v_head_dim + u.part * a->v_head_dim / u.parts;
+    const size_t row = head_row(a, u.head) + u.part * (u.head < keys ? a->rotary_dim / 4 : a->v_head_dim / u.parts);
     return mimo_cpu_ahead(&cpu->layer[layer].qkv, row / 8, a->v_head_dim / 8);
+}
+
+mimo_ahead mimo_cpu_ahead_first_qkv(const mimo_task *task, uint32_t layer)
+{
+    const head_units heads = units_of(task->cpu, layer);
+    const mimo_units units = share_heads(task->cpu, layer, &heads);
+    return ahead_qkv(task->cpu, layer, &heads, mimo_units_begin(&units, task->worker));
 }
 
 void mimo_cpu_qkv(const mimo_task *task)
@@ -182,11 +210,12 @@ void mimo_cpu_qkv(const mimo_task *task)
     const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, layer->attention_norm);
     mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
     qkv_run run = begin_qkv(task, task->op->layer, &act);
-    const head_units units = units_of(cpu, task->op->layer);
-    for (mimo_claim c = mimo_cpu_claim(task); c.unit < units.count; mimo_cpu_claim_next(&c, task)) {
+    const head_units heads = units_of(cpu, task->op->layer);
+    const mimo_units units = share_heads(cpu, task->op->layer, &heads);
+    for (mimo_claim c = mimo_cpu_claim(task, &units); c.unit < units.count; mimo_cpu_claim_next(&c)) {
         run.next =
-            c.next < units.count ? mimo_cpu_ahead_qkv(cpu, task->op->layer, c.next) : mimo_cpu_ahead_next_op(task);
-        run_head_unit(&run, unit_at(&units, c.unit));
+            c.next < units.count ? ahead_qkv(cpu, task->op->layer, &heads, c.next) : mimo_cpu_ahead_next_op(task);
+        run_head_unit(&run, unit_at(&heads, c.unit));
     }
 }
 
@@ -433,12 +462,11 @@ void mimo_cpu_out_proj(const mimo_task *task)
     const mimo_panel *panel = &cpu->layer[task->op->layer].out;
     mimo_act act = mimo_cpu_act(&cpu->a, panel->cols);
     mimo_gemm *gemm = mimo_cpu_gemm(cpu, panel);
-    const size_t octets = mimo_panel_octets(panel), size = mimo_cpu_unit_octets(cpu, octets, 1);
-    mimo_claim c = mimo_cpu_claim(task);
-    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
-        const size_t count = mimo_min(size, octets - first), next = size * c.next;
-        act.ahead = next < octets ? mimo_cpu_ahead(panel, next, size) : mimo_cpu_ahead_next_op(task);
-        gemm(task->scratch->gemm, 8 * count, panel, first, count, &act, NULL, cpu->step->rows);
-        mimo_cpu_add_residual(task, task->scratch->gemm, 8 * count, first, count, false);
+    const mimo_units units = mimo_units_of(cpu, panel, 1);
+    for (mimo_claim c = mimo_cpu_claim(task, &units); c.unit < units.count; mimo_cpu_claim_next(&c)) {
+        const mimo_piece p = mimo_units_at(&units, c.unit);
+        act.ahead = c.next < units.count ? mimo_cpu_ahead_unit(panel, &units, c.next) : mimo_cpu_ahead_next_op(task);
+        gemm(task->scratch->gemm, 8 * p.octets, panel, p.octet, p.octets, &act, NULL, cpu->step->rows);
+        mimo_cpu_add_residual(task, task->scratch->gemm, 8 * p.octets, p.octet, p.octets, false);
     }
 }

@@ -149,29 +149,15 @@ static void up_unit(const mimo_task *task, const mimo_panel *gate, const mimo_pa
     }
 }
 
-enum { BLOCK_OCTETS = MIMO_MX_BLOCK / 8 }; /* units of u are whole blocks, so that they can be quantised */
+_Static_assert(8 * (int)MIMO_HOME_OCTETS == (int)MIMO_MX_BLOCK, "shares of rows are whole blocks");
 
-/* An expert's rows in pieces of `size` octets. */
-typedef struct up_units {
-    size_t octets, size, blocks;
-} up_units;
-
-static up_units up_units_of(const mimo_cpu *cpu, const mimo_cpu_layer *layer)
+/* Rows of the experts in use, in blocks, so that u can be quantised piece by piece. */
+static mimo_units up_units(const mimo_cpu *cpu, const mimo_cpu_layer *layer)
 {
     const size_t octets = mimo_panel_octets(&layer->gate[0]);
-    const size_t most = mimo_cpu_unit_octets(cpu, octets * cpu->routes.actives, BLOCK_OCTETS);
-    const size_t size = mimo_round_up(mimo_ceil_div(octets, mimo_ceil_div(octets, most)), BLOCK_OCTETS);
-    return (up_units){octets, size, mimo_ceil_div(octets, size)};
-}
-
-static mimo_ahead ahead_expert_up(const mimo_cpu *cpu, uint32_t i, size_t unit)
-{
-    const mimo_cpu_layer *layer = &cpu->layer[i];
-    const up_units units = up_units_of(cpu, layer);
-    if (unit >= units.blocks * cpu->routes.actives)
-        return (mimo_ahead){0};
-    return mimo_cpu_ahead(&layer->gate[cpu->routes.active[unit / units.blocks]], unit % units.blocks * units.size,
-                          units.size);
+    const size_t most = mimo_cpu_unit_octets(cpu, octets * cpu->routes.actives, MIMO_HOME_OCTETS);
+    const size_t size = mimo_round_up(mimo_ceil_div(octets, mimo_ceil_div(octets, most)), MIMO_HOME_OCTETS);
+    return mimo_units_share(cpu, octets, size, cpu->routes.actives);
 }
 
 void mimo_cpu_expert_up(const mimo_task *task)
@@ -181,14 +167,16 @@ void mimo_cpu_expert_up(const mimo_task *task)
     const mimo_routes *r = &cpu->routes;
     const mimo_rows *rows = cpu->step->rows <= MIMO_LOCAL_ROWS ? &task->scratch->local : &cpu->m;
     mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
-    const up_units units = up_units_of(cpu, layer);
-    const size_t count = units.blocks * r->actives;
-    for (mimo_claim c = mimo_cpu_claim(task); c.unit < count; mimo_cpu_claim_next(&c, task)) {
-        const uint32_t e = r->active[c.unit / units.blocks], at = r->first[e];
-        const size_t first = c.unit % units.blocks * units.size;
-        act.ahead = c.next < count ? ahead_expert_up(cpu, task->op->layer, c.next) : mimo_cpu_ahead_next_op(task);
-        up_unit(task, &layer->gate[e], &layer->up[e], &act, r->row + at, r->slot + at, r->first[e + 1] - at, first,
-                mimo_min(units.size, units.octets - first));
+    const mimo_units units = up_units(cpu, layer);
+    for (mimo_claim c = mimo_cpu_claim(task, &units); c.unit < units.count; mimo_cpu_claim_next(&c)) {
+        const mimo_piece p = mimo_units_at(&units, c.unit);
+        const uint32_t e = r->active[p.matrix], at = r->first[e];
+        act.ahead =
+            c.next < units.count
+                ? mimo_cpu_ahead_unit(&layer->gate[r->active[mimo_units_at(&units, c.next).matrix]], &units, c.next)
+                : mimo_cpu_ahead_next_op(task);
+        up_unit(task, &layer->gate[e], &layer->up[e], &act, r->row + at, r->slot + at, r->first[e + 1] - at, p.octet,
+                p.octets);
     }
 }
 
@@ -198,17 +186,17 @@ void mimo_cpu_expert_down(const mimo_task *task)
     const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
     const mimo_routes *r = &cpu->routes;
     mimo_act act = mimo_cpu_act(&cpu->u, layer->down[0].cols);
-    const size_t octets = mimo_panel_octets(&layer->down[0]), size = mimo_cpu_unit_octets(cpu, octets, 1);
+    const mimo_units units = mimo_units_of(cpu, &layer->down[0], 1);
     float *sum = task->scratch->sum, *y = task->scratch->gemm;
-    mimo_claim c = mimo_cpu_claim(task);
-    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
-        const size_t count = mimo_min(size, octets - first), stride = 8 * count, next = size * c.next;
+    for (mimo_claim c = mimo_cpu_claim(task, &units); c.unit < units.count; mimo_cpu_claim_next(&c)) {
+        const mimo_piece p = mimo_units_at(&units, c.unit);
+        const size_t first = p.octet, count = p.octets, stride = 8 * count;
         memset(sum, 0, cpu->step->rows * stride * sizeof(float));
         for (size_t i = 0; i < r->actives; i++) {
             const uint32_t e = r->active[i], at = r->first[e], n = r->first[e + 1] - at;
-            act.ahead = i + 1 < r->actives ? mimo_cpu_ahead(&layer->down[r->active[i + 1]], first, count)
-                        : next < octets    ? mimo_cpu_ahead(&layer->down[r->active[0]], next, size)
-                                           : mimo_cpu_ahead_next_op(task);
+            act.ahead = i + 1 < r->actives     ? mimo_cpu_ahead(&layer->down[r->active[i + 1]], first, count)
+                        : c.next < units.count ? mimo_cpu_ahead_unit(&layer->down[r->active[0]], &units, c.next)
+                                               : mimo_cpu_ahead_next_op(task);
             mimo_cpu_gemm(cpu, &layer->down[e])(y, stride, &layer->down[e], first, count, &act, r->slot + at, n);
             for (uint32_t j = 0; j < n; j++) {
                 float *to = sum + r->row[at + j] * stride;
@@ -227,13 +215,12 @@ void mimo_cpu_dense_up(const mimo_task *task)
     const mimo_cpu_layer *layer = &cpu->layer[task->op->layer];
     const mimo_rows *rows = mimo_cpu_norm_rows(task, NULL, cpu->step->rows, layer->mlp_norm);
     mimo_act act = mimo_cpu_act(rows, cpu->config->hidden);
-    const size_t octets = mimo_panel_octets(&layer->gate[0]), size = mimo_cpu_unit_octets(cpu, octets, BLOCK_OCTETS);
-    mimo_claim c = mimo_cpu_claim(task);
-    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
-        const size_t next = size * c.next;
-        act.ahead = next < octets ? mimo_cpu_ahead(&layer->gate[0], next, size) : mimo_cpu_ahead_next_op(task);
-        up_unit(task, &layer->gate[0], &layer->up[0], &act, NULL, NULL, cpu->step->rows, first,
-                mimo_min(size, octets - first));
+    const mimo_units units = mimo_units_of(cpu, &layer->gate[0], MIMO_HOME_OCTETS);
+    for (mimo_claim c = mimo_cpu_claim(task, &units); c.unit < units.count; mimo_cpu_claim_next(&c)) {
+        const mimo_piece p = mimo_units_at(&units, c.unit);
+        act.ahead =
+            c.next < units.count ? mimo_cpu_ahead_unit(&layer->gate[0], &units, c.next) : mimo_cpu_ahead_next_op(task);
+        up_unit(task, &layer->gate[0], &layer->up[0], &act, NULL, NULL, cpu->step->rows, p.octet, p.octets);
     }
 }
 
@@ -243,13 +230,12 @@ void mimo_cpu_dense_down(const mimo_task *task)
     const mimo_panel *down = &cpu->layer[task->op->layer].down[0];
     mimo_act act = mimo_cpu_act(&cpu->u, down->cols);
     mimo_gemm *gemm = mimo_cpu_gemm(cpu, down);
-    const size_t octets = mimo_panel_octets(down), size = mimo_cpu_unit_octets(cpu, octets, 1);
+    const mimo_units units = mimo_units_of(cpu, down, 1);
     float *y = task->scratch->gemm;
-    mimo_claim c = mimo_cpu_claim(task);
-    for (size_t first; (first = size * c.unit) < octets; mimo_cpu_claim_next(&c, task)) {
-        const size_t count = mimo_min(size, octets - first), next = size * c.next;
-        act.ahead = next < octets ? mimo_cpu_ahead(down, next, size) : mimo_cpu_ahead_next_op(task);
-        gemm(y, 8 * count, down, first, count, &act, NULL, cpu->step->rows);
-        mimo_cpu_add_residual(task, y, 8 * count, first, count, true);
+    for (mimo_claim c = mimo_cpu_claim(task, &units); c.unit < units.count; mimo_cpu_claim_next(&c)) {
+        const mimo_piece p = mimo_units_at(&units, c.unit);
+        act.ahead = c.next < units.count ? mimo_cpu_ahead_unit(down, &units, c.next) : mimo_cpu_ahead_next_op(task);
+        gemm(y, 8 * p.octets, down, p.octet, p.octets, &act, NULL, cpu->step->rows);
+        mimo_cpu_add_residual(task, y, 8 * p.octets, p.octet, p.octets, true);
     }
 }

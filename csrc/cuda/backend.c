@@ -224,7 +224,7 @@ static mimo_status open_parts(mimo_cuda *cuda, const mimo_config *config, const 
     cuda->kv.ring[1] = cuda->drafter.model.state.kv.ring;
     cuda->pieces = mimo_ceil_div(cuda->max_rows, MIMO_CUDA_ROWS);
     tell_memory(cuda);
-    return mimo_pool_open(&cuda->pool, options->threads, options->pin, err);
+    return mimo_pool_open(&cuda->pool, options->threads, options->pin, NULL, err);
 }
 
 mimo_status mimo_cuda_backend_open(mimo_backend **out, const mimo_config *config, const mimo_weights *weights,

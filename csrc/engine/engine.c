@@ -133,6 +133,7 @@ static mimo_status open_parts(mimo_engine *engine, const sources *from, mimo_err
 
     const mimo_backend_options backend = {.exact = o->exact,
                                           .pin = o->pin,
+                                          .nodes = o->nodes,
                                           .threads = o->threads,
                                           .max_rows = MIMO_STEP_ROWS,
                                           .max_context = o->max_context,
@@ -141,6 +142,7 @@ static mimo_status open_parts(mimo_engine *engine, const sources *from, mimo_err
                                           .image = o->image};
     MIMO_TRY((o->cuda ? mimo_cuda_backend_open : mimo_cpu_backend_open)(
         &engine->backend, &engine->config, &engine->weights, engine->draft, &backend, err));
+    o->nodes = NULL;
     engine->memory = engine->backend->memory;
     if (engine->memory.limit > 0 && (o->memory_limit == 0 || o->memory_limit > engine->memory.limit))
         o->memory_limit = engine->memory.limit;

@@ -34,12 +34,13 @@ enum {
 
 typedef struct mimo_engine_options {
     bool exact;
-    bool pin;              /* each worker stays on one core of those this process may use */
-    uint32_t threads;      /* 0: one per core this process may use */
-    uint32_t max_context;  /* positions of a sequence; 0: config.max_positions */
-    uint64_t memory_limit; /* bytes for weights, workspace and KV caches together; 0: as many as the system gives */
-    const char *variant;   /* NULL: the best kernels that run here */
-    bool cuda;             /* on the GPU number `device`, with the kernels of the file `image` */
+    bool pin;                /* each worker stays on one core of those this process may use */
+    uint32_t threads;        /* 0: one per core this process may use */
+    const mimo_nodes *nodes; /* of memory, with those cores; only while opening. NULL: one */
+    uint32_t max_context;    /* positions of a sequence; 0: config.max_positions */
+    uint64_t memory_limit;   /* bytes for weights, workspace and KV caches together; 0: as many as the system gives */
+    const char *variant;     /* NULL: the best kernels that run here */
+    bool cuda;               /* on the GPU number `device`, with the kernels of the file `image` */
     uint32_t device;
     const char *image;
 } mimo_engine_options;

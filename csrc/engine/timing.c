@@ -73,13 +73,16 @@ void mimo_engine_time_steps(mimo_engine *engine)
 {
     double seconds[MIMO_TIMED_ROWS + 1] = {0};
     const size_t most = mimo_min(MIMO_STEP_OUTPUTS, engine->options.max_context);
-    timing t = {.engine = engine, .logits = engine->logits};
+    timing t = {.engine = engine};
     mimo_error error;
-    /* Without memory for it, widths are judged without times. */
-    if (open_cache(&t, most, &error) == MIMO_OK) {
+    /* Without memory for it, widths are judged without times. Logits of its own: the engine's take memory as rows are
+     * written, and answers seldom have so many. */
+    if (mimo_alloc_array(&t.logits, most * engine->logits_stride, sizeof(float), "logits", &error) == MIMO_OK &&
+        open_cache(&t, most, &error) == MIMO_OK) {
         measure(&t, seconds, most);
         engine->backend->kv_close(engine->backend, t.kv);
     }
+    mimo_free(t.logits);
     mimo_times_init(&engine->times, seconds);
 }
 

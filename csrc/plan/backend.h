@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "base/file.h"
+#include "base/pool.h"
 #include "base/status.h"
 #include "model/config.h"
 #include "model/draft.h"
@@ -93,10 +94,11 @@ typedef struct mimo_backend_options {
     bool exact;       /* float activations, weights as stored; else int8 activations, BF16 and FP8 repacked to 8 bits */
     bool pin;         /* each worker stays on one core */
     uint32_t threads; /* >= 1 */
-    uint32_t max_rows;    /* most rows of a step */
-    uint32_t max_context; /* most positions of a sequence */
-    const char *variant;  /* kernels by name, NULL: the best that runs here; of CUDA "plain" (NULL) or "resident" */
-    uint32_t device;      /* number of the GPU, and the file of its kernels; neither is the CPU's, */
+    const mimo_nodes *nodes; /* of memory, while opening; NULL: one */
+    uint32_t max_rows;       /* most rows of a step */
+    uint32_t max_context;    /* most positions of a sequence */
+    const char *variant;     /* kernels by name, NULL: the best that runs here; of CUDA "plain" (NULL) or "resident" */
+    uint32_t device;         /* number of the GPU, and the file of its kernels; neither is the CPU's, */
     const char *image;
     uint64_t kept;  /* nor are bytes of it that are left to the caller, */
     uint32_t ranks; /* and how many GPUs share a model of which `config` is one's share; 0 and 1: none */

@@ -100,3 +100,40 @@ PyArrayObject *mimo_python_array(PyObject *obj, int type, int rank, const char *
     Py_DECREF((PyObject *)given);
     return (PyArrayObject *)array;
 }
+
+static int add_node(mimo_nodes *out, PyObject *node)
+{
+    const Py_ssize_t cores = PySequence_Size(node);
+    for (Py_ssize_t i = 0; i < cores; i++) {
+        PyObject *number = PySequence_GetItem(node, i);
+        const long core = number != NULL ? PyLong_AsLong(number) : -1;
+        Py_XDECREF(number);
+        if (core == -1 && PyErr_Occurred() != NULL)
+            return -1;
+        if (core < 0 || core >= MIMO_MAX_CORES) {
+            PyErr_Format(PyExc_ValueError, "nodes: expected cores from 0 to %d, found %ld", MIMO_MAX_CORES - 1, core);
+            return -1;
+        }
+        out->cores[out->count][core / 64] |= (uint64_t)1 << core % 64;
+    }
+    out->count++;
+    return cores < 0 ? -1 : 0;
+}
+
+int mimo_python_nodes(mimo_nodes *out, PyObject *nodes)
+{
+    *out = (mimo_nodes){0};
+    const Py_ssize_t count = PySequence_Size(nodes);
+    if (count > MIMO_MAX_NODES)
+        PyErr_Format(PyExc_ValueError, "nodes: expected at most %d, found %zd", MIMO_MAX_NODES, count);
+    if (count < 0 || count > MIMO_MAX_NODES)
+        return -1;
+    for (Py_ssize_t n = 0; n < count; n++) {
+        PyObject *node = PySequence_GetItem(nodes, n);
+        const int status = node != NULL ? add_node(out, node) : -1;
+        Py_XDECREF(node);
+        if (status < 0)
+            return -1;
+    }
+    return 0;
+}

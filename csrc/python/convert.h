@@ -12,6 +12,7 @@
 #endif
 #include <numpy/arrayobject.h>
 
+#include "base/pool.h"
 #include "base/status.h"
 
 /* import_array(), once per module object; -1 with an exception set. */
@@ -25,5 +26,8 @@ PyObject *mimo_python_raise(const mimo_error *err);
  * ValueError or TypeError that starts with `name`. Integers are made of integers only (an empty sequence passes). A
  * copy is made only if needed. */
 PyArrayObject *mimo_python_array(PyObject *obj, int type, int rank, const char *name);
+
+/* *out = nodes given as sequences of the numbers of their cores; -1 with an exception set. */
+int mimo_python_nodes(mimo_nodes *out, PyObject *nodes);
 
 #endif

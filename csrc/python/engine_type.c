@@ -109,15 +109,18 @@ static int engine_open(engine_object *self, PyObject *config_object, PyObject *t
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"config",       "tensors", "files", "precision", "threads", "max_context", "variant",
-                            "memory_limit", "draft",   "pin",   "device",    "image",   NULL};
-    PyObject *config, *tensors, *files, *draft = Py_None;
+                            "memory_limit", "draft",   "pin",   "device",    "image",   "nodes",       NULL};
+    PyObject *config, *tensors, *files, *draft = Py_None, *nodes = NULL;
     const char *precision = "fast", *variant = NULL, *image = NULL;
     unsigned int threads = 0, max_context = 0;
     unsigned long long memory_limit = 0;
     int pin = 0, device = -1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzKOpiz:Engine", names, &config, &tensors, &files,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sIIzKOpizO:Engine", names, &config, &tensors, &files,
                                      &precision, &threads, &max_context, &variant, &memory_limit, &draft, &pin, &device,
-                                     &image))
+                                     &image, &nodes))
+        return NULL;
+    mimo_nodes by_node = {0};
+    if (nodes != NULL && mimo_python_nodes(&by_node, nodes) < 0)
         return NULL;
     if (device >= 0 && image == NULL)
         return PyErr_Format(PyExc_ValueError, "image: expected the file of the GPU's kernels, found None");
@@ -130,6 +133,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     const mimo_engine_options options = {.exact = strcmp(precision, "exact") == 0,
                                          .pin = pin != 0,
                                          .threads = threads,
+                                         .nodes = &by_node,
                                          .max_context = max_context,
                                          .memory_limit = memory_limit,
                                          .variant = variant,
@@ -496,7 +500,7 @@ static PyGetSetDef engine_properties[] = {
 
 static PyType_Slot engine_slots[] = {
     {Py_tp_doc, "Engine(config, tensors, files, *, precision='fast', threads=0, max_context=0, variant=None, "
-                "memory_limit=0, draft=None, pin=False, device=-1, image=None)\n--\n\n"
+                "memory_limit=0, draft=None, pin=False, device=-1, image=None, nodes=())\n--\n\n"
                 "A model and the worker threads that run it."},
     {Py_tp_new, engine_new},
     {Py_tp_dealloc, engine_dealloc},

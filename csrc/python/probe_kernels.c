@@ -1,6 +1,8 @@
 /* Every kernel of every variant, by name. Arrays are checked only as far as a wrong test must not crash. */
 #include "python/probe.h"
 
+#include "base/alloc.h"
+#include "cpu/cpu.h"
 #include "cpu/kernels.h"
 
 #include <math.h>
@@ -351,7 +353,93 @@ static PyObject *attend(PyObject *self, PyObject *args)
     return run_probe(attend_run, args);
 }
 
+/* ---- who has which octets ---- */
+
+typedef struct claims {
+    mimo_cpu *cpu;
+    mimo_units units;
+    size_t *taken; /* [threads, count] */
+    size_t *count; /* [threads] */
+} claims;
+
+static void take_claims(void *context, mimo_worker *worker)
+{
+    const claims *all = context;
+    const mimo_task task = {.cpu = all->cpu, .worker = worker};
+    for (mimo_claim c = mimo_cpu_claim(&task, &all->units); c.unit < all->units.count; mimo_cpu_claim_next(&c))
+        all->taken[worker->index * all->units.count + all->count[worker->index]++] = c.unit;
+}
+
+static PyObject *list_claims(const claims *all)
+{
+    PyObject *list = PyList_New(0);
+    for (size_t w = 0; w < all->cpu->threads; w++) {
+        PyObject *own = PyList_New(0);
+        for (size_t i = 0; i < all->count[w]; i++) {
+            const mimo_piece p = mimo_units_at(&all->units, all->taken[w * all->units.count + i]);
+            PyObject *piece = Py_BuildValue("nnn", (Py_ssize_t)p.matrix, (Py_ssize_t)p.octet, (Py_ssize_t)p.octets);
+            PyList_Append(own, piece);
+            Py_XDECREF(piece);
+        }
+        PyList_Append(list, own);
+        Py_XDECREF(own);
+    }
+    return list;
+}
+
+static PyObject *list_homes(const claims *all, size_t octets)
+{
+    PyObject *list = PyList_New(0);
+    for (size_t n = 0; n <= mimo_pool_nodes(all->cpu->pool); n++) {
+        PyObject *home = PyLong_FromSize_t(mimo_cpu_home(all->cpu, octets, n));
+        PyList_Append(list, home);
+        Py_XDECREF(home);
+    }
+    return list;
+}
+
+static mimo_status run_claims(claims *all, size_t octets, size_t size, size_t matrices, mimo_error *err)
+{
+    all->units = mimo_units_share(all->cpu, octets, size, matrices);
+    MIMO_TRY(mimo_alloc_array(&all->taken, all->cpu->threads * all->units.count, sizeof *all->taken, "claims", err));
+    MIMO_TRY(mimo_alloc_array(&all->count, all->cpu->threads, sizeof *all->count, "claims", err));
+    mimo_pool_run(all->cpu->pool, take_claims, all);
+    return MIMO_OK;
+}
+
+static PyObject *probe_claims(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *sequence, *result = NULL;
+    Py_ssize_t threads, octets, size, matrices;
+    mimo_nodes nodes;
+    if (!PyArg_ParseTuple(args, "Onnnn:claims", &sequence, &threads, &octets, &size, &matrices) ||
+        mimo_python_nodes(&nodes, sequence) < 0)
+        return NULL;
+    claims all = {0};
+    mimo_error err = {0};
+    mimo_status status = mimo_alloc_array(&all.cpu, 1, sizeof *all.cpu, "CPU engine", &err);
+    if (status == MIMO_OK) {
+        all.cpu->threads = (size_t)threads;
+        status = mimo_pool_open(&all.cpu->pool, (size_t)threads, false, &nodes, &err);
+    }
+    if (status == MIMO_OK)
+        status = run_claims(&all, (size_t)octets, (size_t)size, (size_t)matrices, &err);
+    if (status == MIMO_OK)
+        result = Py_BuildValue("NN", list_homes(&all, (size_t)octets), list_claims(&all));
+    else
+        mimo_python_raise(&err);
+    mimo_pool_close(all.cpu != NULL ? all.cpu->pool : NULL);
+    mimo_free(all.taken);
+    mimo_free(all.count);
+    mimo_free(all.cpu);
+    return result;
+}
+
 PyMethodDef mimo_probe_kernel_methods[] = {
+    {"claims", probe_claims, METH_VARARGS,
+     "nodes, threads, octets, size, matrices -> (first octet of each node, pieces (matrix, octet, octets) of each "
+     "worker in the order in which it took them)"},
     {"kernel_variants", kernel_variants, METH_NOARGS, NULL},
     {"kernel_choose", kernel_choose, METH_VARARGS, NULL},
     {"gemm", gemm, METH_VARARGS, NULL},

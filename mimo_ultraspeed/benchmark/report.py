@@ -30,7 +30,8 @@ def _head(result: BenchResult) -> Iterator[str]:
     name = machine["processor"].split(":")[0]
     start, end = machine["load_average"]
     load = f", load average {start:.1f}" + (f" to {end:.1f}" if end is not None else "") if start is not None else ""
-    yield f"{name}, {machine['cores']} cores{load}"
+    nodes = f", {machine['memory_nodes']} memory nodes" if machine["memory_nodes"] > 1 else ""
+    yield f"{name}, {machine['cores']} cores{nodes}{load}"
     yield f"version {result.version}" + (f", commit {result.commit}" if result.commit else "")
 
 

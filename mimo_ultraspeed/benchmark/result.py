@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hardware import cores, processor
+from ..hardware import cores, memory_nodes, processor
 from ..provenance import software
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class BenchResult:
       version      of this package; commit: of its git checkout ("+" when files differ from it), or null
       started      UTC, ISO 8601
       interrupted  true if the measurement was ended early; what was complete by then is there
-      machine      processor, system, python, cores (available to the process), load_average (at the start and the end, of one
-                   minute, or null)
+      machine      processor, system, python, cores (available to the process), memory_nodes (with such cores), load_average (at
+                   the start and the end, of one minute, or null)
       model        name, layers, hidden, vocabulary, experts, experts_per_token
       settings     what was asked for: prompt_tokens, new_tokens, widths, threads, precision, batch, rounds, seconds
       runs         one for each number of threads:
@@ -101,6 +101,7 @@ class BenchResult:
                 "system": platform.platform(),
                 "python": platform.python_version(),
                 "cores": cores(),
+                "memory_nodes": len(memory_nodes()),
                 "load_average": [load_average(), None],
             },
             **software(),

@@ -25,13 +25,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
 def run(args: argparse.Namespace) -> int:
     """Prints the report."""
     from .. import __version__
-    from ..hardware import cores, processor
+    from ..hardware import cores, memory_nodes, processor
 
     print(f"mimo-ultraspeed  {__version__}, in {Path(__file__).resolve().parents[1]}")
     print(f"python           {platform.python_version()} ({platform.python_implementation()}), {sys.executable}")
     print(f"system           {platform.platform()}")
     print(f"processor        {processor()}")
     print(f"cores            {cores()} available of {os.cpu_count()}")
+    print(f"memory nodes     {len(memory_nodes())}")
     healthy = _print_backends()
     print("\ndefault model")
     print(f"  {_default_model()}")
