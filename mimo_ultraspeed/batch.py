@@ -27,15 +27,13 @@ def run_all(starts: Sequence[Callable[[], Stream]], bar: Any) -> list[Result]:
     try:
         while waiting or active:
             _fill(active, waiting)
-            moved = False
+            seconds = _WAIT_SECONDS  # for the first, which began first; the others' tokens come in the same step
             for at, stream in list(active.items()):
-                moved |= stream.poll(0.0) is not None
+                stream.poll(seconds)
+                seconds = 0.0
                 if stream.finish_reason is not None:
                     results[at] = active.pop(at).result
-                    moved = True
                     bar.update()
-            if not moved:
-                next(iter(active.values())).poll(_WAIT_SECONDS)
     finally:
         for stream in active.values():
             stream.close()
