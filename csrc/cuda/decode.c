@@ -6,7 +6,7 @@
 #include "cuda/cuda.h"
 #include "cuda/launch.h"
 
-enum { SPINS = 64, PAUSE_NS = 20000, SILENCES = 4 };
+enum { SPINS = 64, PAUSE_NS = 20000, SILENCES = 8 };
 
 static uint64_t clock_ns(void)
 {
@@ -76,19 +76,22 @@ static bool deliver(mimo_resident *r, mimo_decode *d, bool *wanted)
     return any;
 }
 
-/* Until a launch is over. The kernel's own waits end after its patience; a device that says nothing for longer is lost
- * without being waited for. */
+/* Until a launch is over. The kernel's own waits end after its patience; a device that says nothing for much longer
+ * is lost without being waited for. As in the kernel, a long stretch between two looks counts as a short one. */
 static void attend(mimo_cuda *cuda, mimo_decode *d, bool *wanted)
 {
     mimo_resident *r = cuda->resident;
-    uint64_t heard = clock_ns();
+    uint64_t last = clock_ns(), silence = 0;
     for (uint32_t i = 1; !mimo_cuda_is_idle(&cuda->device); i++) {
         if (deliver(r, d, wanted)) {
-            heard = clock_ns();
+            silence = 0;
             i = 0;
         } else if (i > SPINS) {
             nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
-            if (clock_ns() - heard > SILENCES * r->patience)
+            const uint64_t now = clock_ns();
+            silence += mimo_min(now - last, r->patience / MIMO_RESIDENT_STRETCHES);
+            last = now;
+            if (silence > SILENCES * r->patience)
                 (void)MIMO_FAIL(&cuda->device.lost, MIMO_ERR_ENGINE,
                                 "the resident kernel: no sign of it for %u times its patience of %u s", SILENCES,
                                 (uint32_t)(r->patience / 1000000000u));

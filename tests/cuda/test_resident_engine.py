@@ -283,7 +283,7 @@ def test_calls_of_the_driver_fail_while_opening_and_loading(model_path: Any, ima
 
     _probe.cuda_fake(memory=GB, processors=2)
     opening, loaded = open_and_load()
-    for n in (*range(1, opening + 30), *range(opening + 60, loaded, (loaded - opening) // 12), *range(loaded - 12, loaded + 1)):
+    for n in (*range(1, opening + 9), *range(opening + 60, loaded, (loaded - opening) // 4), *range(loaded - 4, loaded + 1)):
         _probe.cuda_fake(memory=GB, processors=2, fail_at=n, fail_result=LOST)
         with pytest.raises((EngineError, NotImplementedError)):
             open_and_load()
