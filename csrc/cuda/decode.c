@@ -4,8 +4,9 @@
 
 #include "base/size.h"
 #include "cuda/cuda.h"
+#include "cuda/launch.h"
 
-enum { SPINS = 64, PAUSE_NS = 20000, SILENCES = 4 };
+enum { SPINS = 64, PAUSE_NS = 20000, SILENCES = 8 };
 
 static uint64_t clock_ns(void)
 {
@@ -23,9 +24,11 @@ bool mimo_cuda_backend_can_decode(const mimo_backend *self, const mimo_decode *d
 {
     const mimo_cuda *cuda = (const mimo_cuda *)self;
     const mimo_tile_round round;
+    /* What the cut of top-p adds up is kept by blocks in the scratch of a CTA. */
+    const bool fits = cuda->target.model.config->vocab <= MIMO_RESIDENT_WARPS * MIMO_CUDA_CHUNK * (size_t)256;
     /* A Markov head is the host's. */
     const bool drafts = cuda->resident->has_draft && cuda->drafter.model.config->markov_rank == 0;
-    return d->stops <= sizeof round.stop / sizeof *round.stop && (!d->draft || drafts);
+    return d->stops <= sizeof round.stop / sizeof *round.stop && (fits || d->top_p == 1.0f) && (!d->draft || drafts);
 }
 
 static void begin(mimo_cuda *cuda, const mimo_decode *d)
@@ -73,19 +76,22 @@ static bool deliver(mimo_resident *r, mimo_decode *d, bool *wanted)
     return any;
 }
 
-/* Until a launch is over. The kernel's own waits end after its patience; a device that says nothing for longer is lost
- * without being waited for. */
+/* Until a launch is over. The kernel's own waits end after its patience; a device that says nothing for much longer
+ * is lost without being waited for. As in the kernel, a long stretch between two looks counts as a short one. */
 static void attend(mimo_cuda *cuda, mimo_decode *d, bool *wanted)
 {
     mimo_resident *r = cuda->resident;
-    uint64_t heard = clock_ns();
+    uint64_t last = clock_ns(), silence = 0;
     for (uint32_t i = 1; !mimo_cuda_is_idle(&cuda->device); i++) {
         if (deliver(r, d, wanted)) {
-            heard = clock_ns();
+            silence = 0;
             i = 0;
         } else if (i > SPINS) {
             nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
-            if (clock_ns() - heard > SILENCES * r->patience)
+            const uint64_t now = clock_ns();
+            silence += mimo_min(now - last, r->patience / MIMO_RESIDENT_STRETCHES);
+            last = now;
+            if (silence > SILENCES * r->patience)
                 (void)MIMO_FAIL(&cuda->device.lost, MIMO_ERR_ENGINE,
                                 "the resident kernel: no sign of it for %u times its patience of %u s", SILENCES,
                                 (uint32_t)(r->patience / 1000000000u));

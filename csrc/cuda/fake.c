@@ -197,6 +197,14 @@ static int fake_memory_info(size_t *available, size_t *total)
     return leave(0);
 }
 
+static int join(void)
+{
+    pthread_join(fake.runner, NULL);
+    fake.runs = false;
+    fake.queue.count = 0;
+    return fake.result;
+}
+
 /* A block remembers its size before its first byte, and is full of NaN: nobody may count on zeros. */
 static void *take(size_t bytes)
 {
@@ -210,9 +218,12 @@ static void *take(size_t bytes)
     return block + HEADER;
 }
 
+/* As a GPU's, memory is freed when nothing runs. */
 static int give_back(void *memory)
 {
     pthread_mutex_lock(&fake.mutex);
+    if (fake.runs)
+        (void)join();
     uint8_t *block = (uint8_t *)memory - HEADER;
     size_t bytes;
     memcpy(&bytes, block, sizeof bytes);
@@ -361,14 +372,6 @@ static void *run_beside(void *unused)
     fake.result = run_queue();
     atomic_store(&fake.ran, true);
     return NULL;
-}
-
-static int join(void)
-{
-    pthread_join(fake.runner, NULL);
-    fake.runs = false;
-    fake.queue.count = 0;
-    return fake.result;
 }
 
 static int fake_stream_wait(void *stream)

@@ -26,7 +26,7 @@ static int run_resident(const mimo_fake_work *item)
         return FAKE_INVALID_VALUE;
     mimo_host_ctas all = {.machine = &r->machine,
                           .lost = r->lost,
-                          .patience = r->layout.patience,
+                          .patience = r->layout.patience * (uint64_t)MIMO_RESIDENT_TICK_NS,
                           .ctas = item->ctas,
                           .ring_pages = r->layout.pages,
                           .scratch_floats = scratch};

@@ -19,8 +19,10 @@ enum {
 typedef struct mimo_resident_layout {
     uint32_t pages, page_bytes;
     uint32_t activations, ring;
-    uint64_t patience; /* nanoseconds that a wait may take */
+    uint32_t patience, stretch; /* ticks of 1024 ns that a wait may take, and that one look at the clock may add */
 } mimo_resident_layout;
+
+enum { MIMO_RESIDENT_TICK_NS = 1024, MIMO_RESIDENT_STRETCHES = 256 };
 
 /* Of it, what is neither activations nor ring: heads are up to `head` wide, their values up to `value`. */
 static inline uint32_t mimo_resident_fixed_bytes(uint32_t head, uint32_t value)

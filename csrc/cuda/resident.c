@@ -358,7 +358,8 @@ void mimo_resident_launch(mimo_resident *r, mimo_resident_program program, uint3
                                    .page_bytes = MIMO_RING_PAGE,
                                    .activations = q->shared.fixed_bytes,
                                    .ring = q->shared.fixed_bytes + q->shared.activation_bytes,
-                                   .patience = r->patience};
+                                   .patience = (uint32_t)(r->patience / MIMO_RESIDENT_TICK_NS)};
+    layout.stretch = layout.patience / MIMO_RESIDENT_STRETCHES + 1;
     uint64_t lost = r->lost;
     uint32_t step = r->step[program], end = step + rounds;
     void *parameters[] = {m, &layout, &lost, &step, &end};

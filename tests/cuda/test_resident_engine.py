@@ -167,6 +167,16 @@ def test_drafts_of_every_width_change_no_token(opened: Any, width: int) -> None:
     assert sum(rounds["emitted"]) == 19
 
 
+def test_more_ctas_than_work(opened: Any) -> None:
+    """Some CTAs have nothing to do before the tokens are chosen, and are late in every round."""
+    _probe.cuda_fake(memory=GB, processors=20)
+    gpu = opened("fp8-fused")
+    prompt = token_ids(10, seed=3)
+    want = answer(gpu, prompt, 9)
+    for count in range(2, 9):
+        assert answer(gpu, prompt, count, speculative=True, width=2) == want[:count]
+
+
 def test_speculation_changes_nothing(opened: Any) -> None:
     speculation_changes_nothing(opened("fp8-fused", precision="fast"), 2)
 
@@ -256,6 +266,30 @@ def test_a_lost_device_ends_answers_with_an_error(opened: Any, after: int) -> No
     _probe.cuda_fake(memory=GB, processors=2, fail_at=after, fail_result=LOST, fail_for_good=True)
     assert "CUDA_ERROR_FAKED (700" in raises(EngineError, lambda: drained(job))
     gpu.close()
+
+
+def test_calls_of_the_driver_fail_while_opening_and_loading(model_path: Any, image: str) -> None:
+    """Each of opening, and of loading the first ones, and the last, which are the kernel's first steps: nothing stays behind."""
+    arguments, _ = engine_arguments(model_path("bf16"))
+
+    def open_and_load() -> tuple[int, int]:
+        engine = _probe.Engine(*arguments, threads=1, device=0, image=image, variant="resident")
+        try:
+            calls = int(_probe.cuda_fake_stats()["calls"])
+            engine.load()
+            return calls, int(_probe.cuda_fake_stats()["calls"])
+        finally:
+            engine.close()
+
+    _probe.cuda_fake(memory=GB, processors=2)
+    opening, loaded = open_and_load()
+    for n in (*range(1, opening + 9), *range(opening + 60, loaded, (loaded - opening) // 4), *range(loaded - 4, loaded + 1)):
+        _probe.cuda_fake(memory=GB, processors=2, fail_at=n, fail_result=LOST)
+        with pytest.raises((EngineError, NotImplementedError)):
+            open_and_load()
+            raise EngineError("a step after loading")  # the last calls are of steps that measure, and lose the engine later
+        stats = _probe.cuda_fake_stats()
+        assert (stats["live_blocks"], stats["live_bytes"], stats["live_handles"]) == (0, 0, 0), n
 
 
 def test_what_is_missing_is_said(model_path: Any, image: str) -> None:

@@ -14,11 +14,12 @@ MIMO_BODY inline uint32_t mimo_shared_address(const void *at)
     return (uint32_t)__cvta_generic_to_shared(at);
 }
 
-MIMO_BODY inline uint64_t mimo_resident_clock()
+/* Ticks of 1024 ns; they wrap. */
+MIMO_BODY inline uint32_t mimo_resident_clock()
 {
     uint64_t now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    return now;
+    return (uint32_t)(now / MIMO_RESIDENT_TICK_NS);
 }
 
 MIMO_BODY inline uint32_t mimo_resident_read(const uint32_t *from)
@@ -57,17 +58,16 @@ struct mimo_resident_cta {
      * one. */
     template <class F, class Say> __device__ bool spin(F f, Say say) const
     {
-        const uint64_t patience = (computes ? 1 : 2) * layout.patience, most = layout.patience / 256;
-        uint64_t last = mimo_resident_clock(), waited = 0;
+        uint32_t last = mimo_resident_clock(), waited = 0;
         for (uint32_t i = 1; !f(); i++) {
             if (i % 256 != 0)
                 continue;
             if (mimo_resident_read(&lost->lost) != 0)
                 return false;
-            const uint64_t now = mimo_resident_clock(), stretch = now - last;
-            waited += stretch < most ? stretch : most;
+            const uint32_t now = mimo_resident_clock(), stretch = now - last;
+            waited += stretch < layout.stretch ? stretch : layout.stretch;
             last = now;
-            if (waited <= patience)
+            if (waited <= (computes ? 1 : 2) * layout.patience)
                 continue;
             if (atomicCAS(&lost->lost, 0u, 1u) == 0u)
                 say();
