@@ -56,8 +56,8 @@ static void memory_text(char *text, size_t size, const mimo_cuda_memory *m)
         if (bytes == 0) /* nothing to say */
             continue;
         const size_t at = mimo_min(length, size);
-        const int wrote = snprintf(text + at, size - at, "%s  %12.1f MB  %s", length > 0 ? "\n" : "",
-                                   (double)bytes / 1e6, what);
+        const int wrote =
+            snprintf(text + at, size - at, "%s  %12.1f MB  %s", length > 0 ? "\n" : "", (double)bytes / 1e6, what);
         length += wrote > 0 ? (size_t)wrote : 0;
     }
 }

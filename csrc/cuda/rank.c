@@ -470,9 +470,10 @@ mimo_status mimo_rank_read(mimo_rank *rank, uint32_t rows, uint16_t *experts, fl
     const mimo_cuda_model *model = &cuda->target.model;
     const mimo_config *c = &rank->config;
     MIMO_TRY(begin(rank, rows, 1, err));
+    const mimo_moe *moe =
+        cuda->resident != NULL ? cuda->resident->machine[MIMO_RESIDENT_STEP].moe : model->state.work.moe;
     if (experts != NULL && c->experts > 0)
-        mimo_cuda_queue_out(&cuda->device, experts, (uintptr_t)model->state.work.moe->chosen,
-                            (size_t)rows * c->top_k * sizeof *experts);
+        mimo_cuda_queue_out(&cuda->device, experts, (uintptr_t)moe->chosen, (size_t)rows * c->top_k * sizeof *experts);
     for (uint32_t i = 0; logits != NULL && i < rows; i++)
         mimo_cuda_queue_out(&cuda->device, logits + (size_t)i * c->vocab,
                             model->spots.logits + i * model->spots.logits_stride * sizeof(float),

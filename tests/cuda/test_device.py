@@ -185,6 +185,42 @@ def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
     assert "free on the GPU" in text
 
 
+@pytest.mark.parametrize("path", ["plain", "resident"])
+def test_a_rank_with_made_weights_is_timed(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    from mimo_ultraspeed.benchmark.rank import bench_rank
+
+    if not cuda_image(path).is_file():
+        pytest.skip(f"not run: no {path} kernels were built")
+    monkeypatch.setenv("MIMO_CUDA_UNTESTED", "1")
+    result = bench_rank("tiny", world=2, rounds=2, paths=[path], progress=False)
+    times = [time for name, values in result.samples[path].items() if name in ("step 1", "step 8", "draft") for time in values]
+    assert all(1e-6 < time < 1 for time in times)
+    assert min(result.samples[path]["copy"]) > 1e10
+    for profile in result.profiles.values():
+        assert 1e-6 < profile.seconds < 1
+        assert len(profile.sm_busy) > 8
+
+
+@pytest.mark.skipif(not hasattr(_probe, "cuda_fake"), reason="not run: no C++ compiler when the package was built")
+def test_made_weights_are_those_of_the_host(tmp_path: Path) -> None:
+    path = make(tmp_path / "model", weights="mxfp4", draft=True, headers_only=True, progress=False)
+    arguments, draft = engine_arguments(path)
+    engine = _probe.Engine(*arguments, threads=1, **draft)
+    found = []
+    try:
+        for memory in (0, 1 << 30):  # the GPU, then the made-up one
+            _probe.cuda_fake(memory=memory)
+            rank = _probe.Rank(engine, world=2, context=30, copied=1 << 16)
+            rank.open(0, "plain", str(cuda_image()), 1)
+            rank.time_steps(8, 1)
+            found.append(rank.read(8))
+            rank.close()
+    finally:
+        _probe.cuda_fake()
+    for on_gpu, on_host in zip(*found, strict=True):
+        assert np.array_equal(on_gpu, on_host)
+
+
 def test_no_such_gpu(model_path: Any) -> None:
     arguments, _ = engine_arguments(model_path("bf16"))
     text = raises(ValueError, lambda: _core.Engine(*arguments, threads=1, device=99, image=str(cuda_image())))
