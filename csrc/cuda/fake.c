@@ -537,6 +537,8 @@ static const mimo_cuda_driver table = {
 void mimo_cuda_fake_use(const mimo_cuda_fake_options *options)
 {
     pthread_mutex_lock(&fake.mutex);
+    if (fake.runs) /* what it runs is about to be freed */
+        (void)join();
     if (options != NULL)
         fake.options = *options;
     fake.stats.calls = fake.stats.launches = fake.stats.graphs = fake.stats.copied_in = fake.stats.copied_out = 0;
