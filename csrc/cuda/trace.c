@@ -58,6 +58,8 @@ mimo_status mimo_cuda_trace(mimo_backend *backend, const uint32_t *tokens, uint3
                             float *out, size_t columns, size_t *width, mimo_error *err)
 {
     mimo_cuda *cuda = (mimo_cuda *)backend;
+    if (cuda->resident != NULL)
+        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "trace: expected the plain path, found the resident one");
     const slot_rows from = rows_of(cuda, slot);
     *width = from.stride;
     if (rows < 1 || rows > MIMO_CUDA_ROWS || from.first == NULL || columns > from.stride)

@@ -99,6 +99,8 @@ def test_hidden_states_and_drafts(opened: Any) -> None:
     cpu, gpu = opened("mxfp4", "cpu"), opened("mxfp4")
     hidden_states_are_the_cpus(cpu, gpu, layers=4)
     draft_logits_are_the_cpus(cpu, gpu)
+    with pytest.raises(Exception, match="trace: expected the plain path, found the resident one"):
+        _probe.cuda_trace(gpu, token_ids(3), 1, 4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
