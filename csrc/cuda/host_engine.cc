@@ -100,7 +100,7 @@ struct cta_type {
 /* One role of it, as the loop wants it. */
 struct role_type {
     cta_type &cta;
-    uint32_t role;
+    uint32_t role = 0;
 
     uint32_t number() const
     {
