@@ -20,23 +20,25 @@ ENTRY = re.compile(
 )
 
 
-# Of the resident kernel: what setmaxnreg (csrc/cuda/sm90/resident.cu) gives each role, and the functions that it runs in.
-ROLES = {"load": (40, ["mimo_resident_load"]), "compute": (232, ["mimo_resident_compute", "mimo_engine_run"])}
+# Of the resident kernel: what setmaxnreg (csrc/cuda/sm90/resident.cu) gives each role, and the function that it runs in.
+ROLES = {"load": (40, "mimo_resident_load"), "compute": (232, "mimo_resident_compute")}
 RESIDENT = "mimo_resident"
 
 
 def roles(image: bytes) -> list[tuple[str, str, int, int]]:
-    """(role, function, registers, most) of the resident kernel in an image; [] if it is not there. LookupError for a role that has
-    been inlined, and so has no registers of its own."""
-    found = [(name, registers) for kernel, name, registers in functions(image) if kernel == RESIDENT]
-    out = []
-    for role, (most, names) in ROLES.items() if found else ():
-        for wanted in names:
-            mine = [registers for name, registers in found if re.match(rf"_Z\d+{wanted}(?![a-z_])", name)]
-            if not mine:
-                raise LookupError(f"{RESIDENT}: no function {wanted} of its own")
-            out.append((role, wanted, max(mine), most))
-    return out
+    """(role, function, registers, most) of the resident kernel in an image; [] if it is not there. LookupError for a role that was
+    inlined, and so has no registers of its own. A function of no role by name was left apart by the compiler: the compute role's,
+    the only one that has such."""
+    apart = {name: registers for kernel, name, registers in functions(image) if kernel == RESIDENT and name.startswith("_Z")}
+    if not apart:
+        return []
+    called = {name: re.sub(r"_Z\d+([a-z_]+).*", r"\1", name) for name in apart}
+    for _, wanted in ROLES.values():
+        if wanted not in called.values():
+            raise LookupError(f"{RESIDENT}: no function {wanted} of its own")
+    role_of = {name: role for role, (_, name) in ROLES.items()}
+    owners = [(role_of.get(called[name], "compute"), name) for name in apart]
+    return [(role, called[name], apart[name], ROLES[role][0]) for role, name in owners]
 
 
 def main(folder: Path) -> int:

@@ -80,7 +80,9 @@ def test_registers_are_those_that_ptxas_counts(tmp_path: Path, kernels: ModuleTy
     assert any(kernel == "calls" and "apart" in name for kernel, name, _ in functions)
 
 
-def test_the_resident_kernel_compiles_and_spills_nothing(tmp_path: Path, kernels: ModuleType) -> None:
+def test_the_resident_kernel_compiles_and_spills_nothing(
+    tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = compiled(CSRC / "cuda/sm90/resident.cu", tmp_path / "resident.cubin")
     print(told)
     spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
@@ -92,9 +94,10 @@ def test_the_resident_kernel_compiles_and_spills_nothing(tmp_path: Path, kernels
     image = (tmp_path / "resident.cubin").read_bytes()
     given = dict(re.findall(r"(LOAD|COMPUTE)_REGISTERS = (\d+)", (CSRC / "cuda/sm90/resident.cu").read_text()))
     assert {role: most for role, (most, _) in kernels.ROLES.items()} == {role.lower(): int(n) for role, n in given.items()}
-    for role, function, registers, most in kernels.roles(image):
+    found = kernels.roles(image)
+    assert {role for role, *_ in found} == set(kernels.ROLES)
+    for role, function, registers, most in found:
         assert 16 <= registers <= most, (role, function)
+    monkeypatch.setitem(kernels.ROLES, "load", (40, "mimo_other"))
     with pytest.raises(LookupError, match="mimo_other"):
-        kernels.ROLES["load"][1].append("mimo_other")
         kernels.roles(image)
-    kernels.ROLES["load"][1].pop()
