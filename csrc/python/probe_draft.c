@@ -16,9 +16,10 @@ typedef struct caches {
     size_t count;
 } caches;
 
+/* A closed engine took what its caches need to be given back: they must go first. */
 static void close_caches(caches *c)
 {
-    for (size_t i = 0; i < c->count; i++)
+    for (size_t i = 0; mimo_python_engine(c->owner) != NULL && i < c->count; i++)
         c->backend->kv_close(c->backend, c->kv[i]);
     Py_DECREF(c->owner);
     mimo_free(c);
@@ -27,6 +28,16 @@ static void close_caches(caches *c)
 static void destroy(PyObject *capsule)
 {
     close_caches(PyCapsule_GetPointer(capsule, capsule_name));
+}
+
+/* NULL with an exception. */
+static const caches *caches_of(PyObject *capsule)
+{
+    const caches *c = PyCapsule_GetPointer(capsule, capsule_name);
+    if (c == NULL || mimo_python_engine(c->owner) != NULL)
+        return c;
+    PyErr_SetString(PyExc_ValueError, "draft caches: their engine is closed");
+    return NULL;
 }
 
 static PyObject *draft_caches(PyObject *self, PyObject *args)
@@ -99,7 +110,7 @@ static PyObject *draft_target(PyObject *self, PyObject *args)
     PyObject *capsule, *list;
     if (!PyArg_ParseTuple(args, "OO:draft_target", &capsule, &list))
         return NULL;
-    const caches *c = PyCapsule_GetPointer(capsule, capsule_name);
+    const caches *c = caches_of(capsule);
     rows r;
     if (c == NULL || read_rows(&r, c, list) < 0)
         return NULL;
@@ -127,7 +138,7 @@ static PyObject *draft_step(PyObject *self, PyObject *args)
     Py_ssize_t width, slots;
     if (!PyArg_ParseTuple(args, "OOOOnn:draft_step", &capsule, &features, &contexts, &blocks, &width, &slots))
         return NULL;
-    const caches *c = PyCapsule_GetPointer(capsule, capsule_name);
+    const caches *c = caches_of(capsule);
     rows context, block;
     if (c == NULL || read_rows(&context, c, contexts) < 0 || read_rows(&block, c, blocks) < 0)
         return NULL;
@@ -168,7 +179,7 @@ static PyObject *draft_bias(PyObject *self, PyObject *args)
     unsigned int previous;
     if (!PyArg_ParseTuple(args, "OI:draft_bias", &capsule, &previous))
         return NULL;
-    const caches *c = PyCapsule_GetPointer(capsule, capsule_name);
+    const caches *c = caches_of(capsule);
     if (c == NULL)
         return NULL;
     npy_intp shape[1] = {(npy_intp)mimo_round_up(c->engine->draft->config.model.vocab, 8)};
@@ -185,7 +196,7 @@ static PyObject *draft_copy(PyObject *self, PyObject *args)
     Py_ssize_t to, from, positions;
     if (!PyArg_ParseTuple(args, "Onnn:draft_copy", &capsule, &to, &from, &positions))
         return NULL;
-    const caches *c = PyCapsule_GetPointer(capsule, capsule_name);
+    const caches *c = caches_of(capsule);
     if (c == NULL)
         return NULL;
     c->backend->kv_copy(c->backend, c->kv[to], c->kv[from], (size_t)positions);
@@ -199,7 +210,7 @@ static PyObject *draft_span(PyObject *self, PyObject *args)
     Py_ssize_t at, position;
     if (!PyArg_ParseTuple(args, "Onn:draft_span", &capsule, &at, &position))
         return NULL;
-    const caches *c = PyCapsule_GetPointer(capsule, capsule_name);
+    const caches *c = caches_of(capsule);
     if (c == NULL)
         return NULL;
     size_t begin, end;

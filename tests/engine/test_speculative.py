@@ -247,7 +247,7 @@ def test_drafts_are_those_of_the_drafter(open_engine: OpenEngine) -> None:
 
 
 def test_a_short_block_is_drafted_until_it_comes_true(tmp_path: Path) -> None:
-    """Up to 4 rows a block of 4 is filled, and a longer one only right after a short one that was right to its end."""
+    """Up to 4 rows a block of 4 is filled, and a longer one only after a short one that was right to its end."""
     kinds: dict[str, dict[str, Any]] = {"eight": {}, "four": {"block": 4}, "short": {"short_block": 4}}
     engines: dict[str, Any] = {}
     for name, kind in kinds.items():
@@ -273,7 +273,8 @@ def test_a_short_block_is_drafted_until_it_comes_true(tmp_path: Path) -> None:
         came_true = False
         for drafted, right in zip(one["drafted"], one["accepted"], strict=True):
             assert drafted <= 3 or came_true
-            came_true = drafted >= 3 and right == drafted
+            if drafted > 0:  # where drafts cost more than they bring a round has none, and says nothing of the drafter
+                came_true = drafted >= 3 and right == drafted
     for engine in engines.values():
         engine.close()
 
@@ -306,6 +307,7 @@ def test_drafts_follow_the_markov_head_of_what_was_drawn(tmp_path: Path) -> None
         ids = np.random.default_rng([50, number]).integers(0, V, 60).tolist()
         job = engine.submit(ids, max_new_tokens=120, speculative=True, width=6, **options)
         right += check_drafts(engine, ids, job, draw, **options)
+    del caches  # an engine that is closed takes its caches with it
     engine.close()
     assert right > 5
 
