@@ -102,7 +102,8 @@ class Engine:
         read_per_token: weight bytes a 1-row step reads."""
     def profile(self, on: bool, /) -> dict[str, Any]:
         """What was counted since the last call (steps, rows, total_ns, ops: name -> calls, busy_ns and wait_ns summed over workers,
-        wall_ns, bytes read, macs), all zero if nothing was; then counting starts afresh (True) or stops (False)."""
+        wall_ns, bytes read, macs), all zero if nothing was; then counting starts afresh (True) or stops (False). With a drafter
+        "draft" has the same of its own layers: steps are its blocks filled together, rows theirs."""
     def step_times(self, widths: Sequence[int], *, context: int = 32, repeats: int = 3) -> NDArray[np.int64]:
         """[repeats, len(widths)] int64: nanoseconds of a step of each width (1 to 128 rows of one sequence, as verification runs
         them) after `context` positions, logits of all rows included, sampling not. Real steps of made-up tokens, other ones each

@@ -18,6 +18,7 @@ from mimo_ultraspeed.benchmark import made, measure
 from mimo_ultraspeed.benchmark.figures import breakdown, figures, middle_profile, widths
 from mimo_ultraspeed.benchmark.result import BenchResult, Run
 from mimo_ultraspeed.benchmark.settings import Settings
+from mimo_ultraspeed.make import make
 
 SMALL: dict[str, Any] = {"prompt_tokens": (8, 40), "new_tokens": 6, "widths": (1, 2, 8), "batch": 3, "rounds": 2, "progress": False}
 WORDS = ["--prompt-tokens", "8,40", "--new-tokens", "6", "--widths", "1..3,8", "--batch", "3", "--rounds", "2", "--threads", "2"]
@@ -78,6 +79,20 @@ def test_figures_are_medians_and_ratios_of_the_same_round() -> None:
     assert (found["read_bandwidth"].median, found["int8_peak"].median) == (25.0, 100.0)
     assert "batch seconds" not in found
     assert widths(made_up()) == [1, 8]
+
+
+def test_a_drafted_block_pays_from_the_cost_of_its_round() -> None:
+    run = made_up()
+    run.samples["draft 8"] = [0.004, 0.005, 0.009]
+    draft = figures(run)["draft 8"]
+    assert (draft.unit, draft.median, draft.low) == ("ms", 5.0, 4.0)
+    assert draft.ratio == pytest.approx((0.005 + 0.02) / 0.01)
+    told = str(result_of(run))
+    assert "drafting 7 tokens, ms         5.0      4.0      9.0   pays above 2.5 a round" in told
+    assert max(map(len, told.splitlines())) <= 80
+    del run.samples["step 8"]  # as with other widths: nothing to compare with
+    assert figures(run)["draft 8"].ratio is None
+    assert "pays" not in str(result_of(run))
 
 
 def test_an_interrupted_round_has_figures_too() -> None:
@@ -172,6 +187,25 @@ def test_a_tiny_model_is_measured(tiny_path: Path, tmp_path: Path) -> None:
         assert run["figures"]["decode"]["unit"] == "tokens/s" and run["figures"]["step 8"]["ratio"] > 0
     assert "process_peak" in written["runs"][0]["memory"]
     assert max(map(len, str(result).splitlines())) <= 80
+
+
+def test_a_drafter_is_measured_where_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make(tmp_path / "model", draft={}, progress=False)
+    options = SMALL | {"batch": 0, "new_tokens": 40}
+    run = mu.bench(folder, threads=2, **options).runs[0]
+    assert len(run.samples["draft 8"]) == 2 and min(run.samples["draft 8"]) > 0
+    for profile in run.profiles["draft 8"]:
+        assert profile["steps"] > 2 and profile["rows"] == 8 * profile["steps"]
+        assert set(profile["ops"]) >= {"draft_fuse", "draft_kv", "draft_embed", "attention", "dense_up", "head"}
+        assert all(op["bytes"] > 0 and op["macs"] > 0 for name, op in profile["ops"].items() if name != "draft_embed")
+    assert set(run.profiles["decode"][0]["ops"]).isdisjoint({"draft_fuse", "draft_kv", "draft_embed"})
+    without = mu.bench(folder, draft=None, threads=2, **options).runs[0]
+    assert "draft 8" not in without.samples and without.memory["weights"] < run.memory["weights"]
+    assert main(["bench", str(folder), *WORDS, "--draft", "none"]) == 0
+    assert "drafting" not in capsys.readouterr().out
+    assert main(["bench", str(folder), *WORDS, "--new-tokens", "40"]) == 0
+    told = capsys.readouterr().out
+    assert "a round" in told and "a drafted block of 8: " in told
 
 
 def test_what_is_not_asked_for_is_not_measured(tiny_path: Path) -> None:

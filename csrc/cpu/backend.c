@@ -110,8 +110,6 @@ static mimo_status open_parts(mimo_cpu *cpu, const mimo_draft *draft, const mimo
     cpu->base.memory.kv_chunk = MIMO_KV_CHUNK;
     mimo_cpu_count_kv(cpu, &cpu->kv_layout);
     MIMO_TRY(mimo_cpu_plan_weights(cpu, err));
-    MIMO_TRY(mimo_alloc_array(&cpu->scratch, cpu->threads, sizeof *cpu->scratch, "scratch of workers", err));
-    MIMO_TRY(mimo_alloc_array(&cpu->profile, cpu->threads, sizeof *cpu->profile, "profile counters", err));
     MIMO_TRY(mimo_cpu_open_workspace(cpu, err));
     if (draft != NULL)
         MIMO_TRY(mimo_cpu_draft_open(cpu, draft, err));

@@ -184,6 +184,8 @@ void mimo_cpu_draft_context(const mimo_task *task);
 void mimo_cpu_draft_embed(const mimo_task *task);
 void mimo_cpu_qkv(const mimo_task *task);
 void mimo_cpu_attention(const mimo_task *task);
+/* The keys [*lowest, *after) that row t of the step sees. */
+void mimo_cpu_keys(const mimo_cpu *cpu, const mimo_attention *a, size_t t, size_t *lowest, size_t *after);
 void mimo_cpu_out_proj(const mimo_task *task);
 void mimo_cpu_route(const mimo_task *task);
 /* The part of route that one worker does when all rows have their router logits: or, in a layer whose routes are alike,

@@ -56,6 +56,10 @@ static void draft_step(mimo_backend *self, const mimo_draft_step *step)
     if (step->blocks > 0)
         run_blocks(draft, step);
     draft->step = NULL;
+    if (draft->cpu.profiling) {
+        draft->cpu.profile[0].steps += step->blocks > 0;
+        draft->cpu.profile[0].rows += step->blocks * step->width;
+    }
 }
 
 void mimo_cpu_draft_keys(const mimo_cpu *cpu, const mimo_attention *a, size_t t, size_t *lowest, size_t *after)
@@ -158,7 +162,6 @@ static mimo_status open_parts(mimo_cpu_draft *draft, mimo_error *err)
     MIMO_TRY(mimo_plan_check(&cpu->plan, cpu->config, err));
     mimo_kv_layout_init(&cpu->kv_layout, cpu->config, cpu->exact, cpu->max_rows);
     MIMO_TRY(mimo_cpu_plan_weights(cpu, err));
-    MIMO_TRY(mimo_alloc_array(&cpu->scratch, cpu->threads, sizeof *cpu->scratch, "scratch of workers", err));
     MIMO_TRY(mimo_cpu_open_workspace(cpu, err));
     return open_index(draft, err);
 }

@@ -12,10 +12,10 @@
 #endif
 
 #include "base/alloc.h"
+#include "base/clock.h"
 #include "base/pool.h"
 #include "base/size.h"
 #include "cpu/kernels.h"
-#include "cpu/profile.h"
 
 /* 16 bytes: eight sums of them stay in registers with any instruction set. */
 typedef uint64_t chunk __attribute__((vector_size(16)));
@@ -41,10 +41,10 @@ static mimo_status per_second(double *out, mimo_pool_fn *fn, measurement *m, siz
 {
     mimo_pool *pool;
     MIMO_TRY(mimo_pool_open(&pool, threads, false, NULL, err));
-    const uint64_t begin = mimo_profile_clock();
+    const uint64_t begin = mimo_clock_ns();
     m->end = begin + (uint64_t)(seconds * 1e9);
     mimo_pool_run(pool, fn, m);
-    const uint64_t end = mimo_profile_clock();
+    const uint64_t end = mimo_clock_ns();
     mimo_pool_close(pool);
     *out = (double)atomic_load(&m->count) / ((double)(end - begin) / 1e9);
     return MIMO_OK;
@@ -73,7 +73,7 @@ static void read_share(void *context, mimo_worker *worker)
                 sum[j] ^= begin[i + j];
         }
         bytes += m->chunks * sizeof(chunk);
-    } while (mimo_profile_clock() < m->end);
+    } while (mimo_clock_ns() < m->end);
     for (size_t j = 1; j < CHUNKS_PER_TURN; j++)
         sum[0] ^= sum[j];
     atomic_fetch_add(&m->sink, sum[0][0] ^ sum[0][1]);
@@ -214,7 +214,7 @@ static void multiply_share(void *context, mimo_worker *worker)
     do {
         sum = m->multiply(sum);
         products += m->products;
-    } while (mimo_profile_clock() < m->end);
+    } while (mimo_clock_ns() < m->end);
     atomic_fetch_add(&m->sink, sum);
     atomic_fetch_add(&m->count, products);
 }

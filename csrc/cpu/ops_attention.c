@@ -279,13 +279,19 @@ typedef struct query {
     size_t first_chunk, chunks;
 } query;
 
+void mimo_cpu_keys(const mimo_cpu *cpu, const mimo_attention *a, size_t t, size_t *lowest, size_t *after)
+{
+    const size_t position = cpu->step->position[t];
+    *lowest = a->window > 0 && position + 1 > a->window ? position + 1 - a->window : 0;
+    *after = position + 1;
+    if (cpu->config->taps > 0)
+        mimo_cpu_draft_keys(cpu, a, t, lowest, after);
+}
+
 static query query_of(const mimo_task *task, const mimo_attention *a, size_t t, size_t head, size_t heads)
 {
-    const mimo_cpu *cpu = task->cpu;
-    const size_t position = cpu->step->position[t];
-    size_t lowest = a->window > 0 && position + 1 > a->window ? position + 1 - a->window : 0, after = position + 1;
-    if (cpu->config->taps > 0)
-        mimo_cpu_draft_keys(cpu, a, t, &lowest, &after);
+    size_t lowest, after;
+    mimo_cpu_keys(task->cpu, a, t, &lowest, &after);
     const size_t first = lowest / MIMO_KV_CHUNK;
     return (query){.task = task,
                    .a = a,

@@ -2,17 +2,10 @@
 #include "cpu/profile.h"
 
 #include <string.h>
-#include <time.h>
 
 #include "base/alloc.h"
 #include "base/size.h"
-
-uint64_t mimo_profile_clock(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
+#include "cpu/draft.h"
 
 static uint64_t panel_bytes(const mimo_panel *p)
 {
@@ -30,10 +23,22 @@ static void count_attention(const mimo_cpu *cpu, const mimo_op *op, uint64_t *by
     const mimo_attention *a = mimo_layer_attention(cpu->config, op->layer);
     const uint64_t width = a->head_dim + a->v_head_dim;
     for (size_t t = 0; t < cpu->step->rows; t++) {
-        const uint64_t position = (uint64_t)cpu->step->position[t] + 1;
-        const uint64_t keys = a->window > 0 && a->window < position ? a->window : position;
-        *bytes += keys * width * a->kv_heads * cpu->kv_layout.element_bytes;
-        *macs += keys * width * a->heads;
+        size_t lowest, after;
+        mimo_cpu_keys(cpu, a, t, &lowest, &after);
+        *bytes += (after - lowest) * width * a->kv_heads * cpu->kv_layout.element_bytes;
+        *macs += (after - lowest) * width * a->heads;
+    }
+}
+
+/* Keys and values of all layers of a drafter. */
+static void count_context(const mimo_cpu *cpu, uint64_t *bytes, uint64_t *macs)
+{
+    for (uint32_t i = 0; i < cpu->config->layers; i++) {
+        const mimo_attention *a = mimo_layer_attention(cpu->config, i);
+        const mimo_panel *qkv = &cpu->layer[i].qkv;
+        const uint64_t rows = (uint64_t)a->kv_heads * (a->head_dim + a->v_head_dim);
+        *bytes += panel_bytes(qkv) * rows / qkv->rows;
+        *macs += cpu->step->rows * rows * qkv->cols;
     }
 }
 
@@ -75,9 +80,13 @@ static void count_op(const mimo_cpu *cpu, const mimo_op *op, uint64_t *bytes, ui
         *bytes += cpu->step->outputs > 0 ? panel_bytes(&cpu->head) : 0;
         *macs += cpu->step->outputs * panel_macs(&cpu->head);
         return;
-    case MIMO_OP_EMBED:
-    case MIMO_OP_DRAFT_FUSE: /* a drafter is not profiled */
+    case MIMO_OP_DRAFT_FUSE:
+        panel = &cpu->draft->fuse;
+        break;
     case MIMO_OP_DRAFT_CONTEXT:
+        count_context(cpu, bytes, macs);
+        return;
+    case MIMO_OP_EMBED:
     case MIMO_OP_DRAFT_EMBED:
     case MIMO_OP_COUNT:
         return;
@@ -103,21 +112,35 @@ void mimo_profile_count(mimo_cpu *cpu, const mimo_op *op)
     count_op(cpu, op, &cpu->profile[0].op[op->code].bytes, &cpu->profile[0].op[op->code].macs);
 }
 
-void mimo_cpu_set_profile(mimo_backend *self, bool on)
+static void set(mimo_cpu *cpu, bool on)
 {
-    mimo_cpu *cpu = (mimo_cpu *)self;
     cpu->profiling = on;
     if (on)
         memset(cpu->profile, 0, cpu->threads * sizeof *cpu->profile);
 }
 
-void mimo_cpu_read_profile(const mimo_backend *self, mimo_profile *out)
+void mimo_cpu_set_profile(mimo_backend *self, bool on)
 {
-    const mimo_cpu *cpu = (const mimo_cpu *)self;
-    *out = cpu->profile[0];
+    mimo_cpu *cpu = (mimo_cpu *)self;
+    set(cpu, on);
+    if (cpu->draft != NULL)
+        set(&cpu->draft->cpu, on);
+}
+
+static mimo_profile sum(const mimo_cpu *cpu)
+{
+    mimo_profile out = cpu->profile[0];
     for (size_t i = 1; i < cpu->threads; i++)
         for (size_t code = 0; code < MIMO_OP_COUNT; code++) {
-            out->op[code].busy_ns += cpu->profile[i].op[code].busy_ns;
-            out->op[code].wait_ns += cpu->profile[i].op[code].wait_ns;
+            out.op[code].busy_ns += cpu->profile[i].op[code].busy_ns;
+            out.op[code].wait_ns += cpu->profile[i].op[code].wait_ns;
         }
+    return out;
+}
+
+void mimo_cpu_read_profile(const mimo_backend *self, mimo_profile *target, mimo_profile *drafter)
+{
+    const mimo_cpu *cpu = (const mimo_cpu *)self;
+    *target = sum(cpu);
+    *drafter = cpu->draft != NULL ? sum(&cpu->draft->cpu) : (mimo_profile){0};
 }

@@ -1,5 +1,6 @@
 /* The interpreter of the tape: every worker walks the same operations and meets the others after each. */
 #include "base/alloc.h"
+#include "base/clock.h"
 #include "base/size.h"
 #include "cpu/cpu.h"
 #include "cpu/profile.h"
@@ -95,12 +96,12 @@ static void run_tape(void *context, mimo_worker *worker)
                 mimo_pool_barrier(worker, end_op, &end);
             continue;
         }
-        const uint64_t begin = mimo_profile_clock();
+        const uint64_t begin = mimo_clock_ns();
         run_op(&task);
-        const uint64_t done = mimo_profile_clock();
+        const uint64_t done = mimo_clock_ns();
         if (meet)
             mimo_pool_barrier(worker, end_op, &end);
-        mimo_profile_op(cpu, op, worker->index, begin, done, mimo_profile_clock());
+        mimo_profile_op(cpu, op, worker->index, begin, done, mimo_clock_ns());
     }
     mimo_alloc_freeze(false);
 }

@@ -122,6 +122,8 @@ static void fill_frequencies(mimo_cpu *cpu)
 
 mimo_status mimo_cpu_open_workspace(mimo_cpu *cpu, mimo_error *err)
 {
+    MIMO_TRY(mimo_alloc_array(&cpu->scratch, cpu->threads, sizeof *cpu->scratch, "scratch of workers", err));
+    MIMO_TRY(mimo_alloc_array(&cpu->profile, cpu->threads, sizeof *cpu->profile, "profile counters", err));
     /* A unit is at most MIMO_UNIT_OCTETS octets, or one head. */
     cpu->block = 8 * MIMO_UNIT_OCTETS;
     for (int kind = 0; kind < 2; kind++)

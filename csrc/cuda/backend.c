@@ -97,12 +97,14 @@ static void set_profile(mimo_backend *self, bool on)
 {
     mimo_cuda *cuda = (mimo_cuda *)self;
     cuda->profiling = on;
-    cuda->profile = (mimo_profile){0};
+    cuda->profile = cuda->draft_profile = (mimo_profile){0};
 }
 
-static void read_profile(const mimo_backend *self, mimo_profile *out)
+static void read_profile(const mimo_backend *self, mimo_profile *target, mimo_profile *drafter)
 {
-    *out = ((const mimo_cuda *)self)->profile;
+    const mimo_cuda *cuda = (const mimo_cuda *)self;
+    *target = cuda->profile;
+    *drafter = cuda->draft_profile;
 }
 
 /* ---- opening ---- */

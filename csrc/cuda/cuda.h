@@ -47,7 +47,7 @@ typedef struct mimo_cuda {
     uint32_t *index;               /* [V] index of a target's id, or V' where it has none; NULL: the same */
 
     bool profiling;
-    mimo_profile profile;
+    mimo_profile profile, draft_profile;
     mimo_timeline *timeline; /* of what is queued from now on; NULL: none */
 } mimo_cuda;
 

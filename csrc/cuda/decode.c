@@ -1,19 +1,12 @@
 /* A sequence decoded by the resident kernel: the host starts rounds, and hands out the tokens that come by mail. */
 #include <math.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "base/size.h"
 #include "cuda/cuda.h"
 #include "cuda/launch.h"
 
 enum { SPINS = 64, PAUSE_NS = 20000, SILENCES = 8 };
-
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static const mimo_cuda_sequence *sequence_of(const mimo_decode *d)
 {
@@ -81,14 +74,14 @@ static bool deliver(mimo_resident *r, mimo_decode *d, bool *wanted)
 static void attend(mimo_cuda *cuda, mimo_decode *d, bool *wanted)
 {
     mimo_resident *r = cuda->resident;
-    uint64_t last = clock_ns(), silence = 0;
+    uint64_t last = mimo_clock_ns(), silence = 0;
     for (uint32_t i = 1; !mimo_cuda_is_idle(&cuda->device); i++) {
         if (deliver(r, d, wanted)) {
             silence = 0;
             i = 0;
         } else if (i > SPINS) {
             nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
-            const uint64_t now = clock_ns();
+            const uint64_t now = mimo_clock_ns();
             silence += mimo_min(now - last, r->patience / MIMO_RESIDENT_STRETCHES);
             last = now;
             if (silence > SILENCES * r->patience)
@@ -125,11 +118,11 @@ void mimo_cuda_backend_decode(mimo_backend *self, mimo_decode *d)
         return;
     begin(cuda, d);
     for (bool wanted = true; wanted && cuda->device.lost.code == MIMO_OK && !round->done;) {
-        const uint64_t start = clock_ns();
+        const uint64_t start = mimo_clock_ns();
         mimo_resident_launch(r, d->draft ? MIMO_RESIDENT_ROUND : MIMO_RESIDENT_TOKEN, MIMO_RESIDENT_MOST_ROUNDS);
         attend(cuda, d, &wanted);
         if (cuda->profiling)
-            cuda->profile.total_ns += clock_ns() - start;
+            cuda->profile.total_ns += mimo_clock_ns() - start;
     }
     if (cuda->device.lost.code != MIMO_OK)
         return;

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/clock.h"
 #include "base/size.h"
 #include "cuda/cuda.h"
 
@@ -86,6 +87,7 @@ static void draft_step(mimo_backend *self, const mimo_draft_step *step)
     mimo_cuda *cuda = (mimo_cuda *)self;
     if (mimo_cuda_enter(&cuda->device, &cuda->device.lost) != MIMO_OK)
         return;
+    const uint64_t begin = mimo_clock_ns();
     run_contexts(cuda, step);
     mimo_cuda_settle(cuda); /* its entries of cuda->step are written again */
     for (size_t b = 0; b < step->blocks; b++) {
@@ -94,6 +96,11 @@ static void draft_step(mimo_backend *self, const mimo_draft_step *step)
             mimo_cuda_settle(cuda);
     }
     mimo_cuda_settle(cuda);
+    if (cuda->profiling) {
+        cuda->draft_profile.total_ns += cuda->resident != NULL ? mimo_clock_ns() - begin : 0;
+        cuda->draft_profile.steps += step->blocks > 0;
+        cuda->draft_profile.rows += step->blocks * step->width;
+    }
 }
 
 /* ---- the Markov head ---- */

@@ -1,8 +1,8 @@
 /* CTAs of the resident engine as threads of the host. */
 #include <pthread.h>
 #include <sched.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "cuda/engine.h"
 #include "cuda/host_ctas.h"
 
@@ -10,13 +10,6 @@ namespace
 {
 
 enum { SPINS = 64, STRETCHES = 256 };
-
-uint64_t nanoseconds()
-{
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 uint32_t load(const uint32_t *from)
 {
@@ -29,14 +22,14 @@ uint32_t load(const uint32_t *from)
 template <class F, class Say> bool spin(const mimo_host_ctas *all, uint32_t role, F f, Say say)
 {
     const uint64_t most = all->patience / STRETCHES;
-    uint64_t last = nanoseconds(), waited = 0;
+    uint64_t last = mimo_clock_ns(), waited = 0;
     for (uint32_t i = 1; !f(); i++) {
         if (load(&all->lost->lost))
             return false;
         if (i % SPINS != 0)
             continue;
         sched_yield();
-        const uint64_t now = nanoseconds(), stretch = now - last;
+        const uint64_t now = mimo_clock_ns(), stretch = now - last;
         waited += stretch < most ? stretch : most;
         last = now;
         if (waited <= (role == MIMO_ROLE_LOADER ? 2 : 1) * all->patience)
@@ -132,11 +125,11 @@ struct role_type {
     }
     uint64_t clock() const
     {
-        return nanoseconds();
+        return mimo_clock_ns();
     }
     void stamp(mimo_stamp &to, uint64_t begin) const
     {
-        to = {begin, nanoseconds(), cta.index, 0};
+        to = {begin, mimo_clock_ns(), cta.index, 0};
     }
     ring_type &ring()
     {

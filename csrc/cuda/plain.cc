@@ -1,26 +1,19 @@
 /* The kernels of the plain path, for the host: what a GPU would compute, for tests without one. */
-#include <time.h>
 
+#include "base/clock.h"
 #include "cuda/plain.h"
 #include "cuda/plain_host.h"
 
 namespace
 {
 
-uint64_t clock_ns()
-{
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 template <class F> void run_all(F f, unsigned ctas, mimo_stamp *stamps)
 {
     for (uint32_t cta = 0; cta < ctas; cta++) {
-        const uint64_t begin = stamps != nullptr ? clock_ns() : 0;
+        const uint64_t begin = stamps != nullptr ? mimo_clock_ns() : 0;
         f(cta);
         if (stamps != nullptr)
-            stamps[cta] = {begin, clock_ns(), cta, 0};
+            stamps[cta] = {begin, mimo_clock_ns(), cta, 0};
     }
 }
 

@@ -1,7 +1,7 @@
 /* The plain path: an operation of the tape is a kernel or two, a step of up to eight rows is a graph of them. */
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "base/size.h"
 #include "cuda/cuda.h"
 
@@ -98,22 +98,15 @@ static void queue_op(launch *l, const mimo_op *op, uint32_t rows)
     }
 }
 
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* While profiling, every operation is waited for: its time holds the start of a kernel and the host's turn. */
-static void count_op(mimo_cuda *cuda, uint32_t code, uint64_t begin)
+static void count_op(mimo_cuda *cuda, mimo_profile *profile, uint32_t code, uint64_t begin)
 {
     mimo_cuda_wait(&cuda->device);
-    const uint64_t took = clock_ns() - begin;
-    cuda->profile.op[code].calls++;
-    cuda->profile.op[code].busy_ns += took;
-    cuda->profile.op[code].wall_ns += took;
-    cuda->profile.total_ns += took;
+    const uint64_t took = mimo_clock_ns() - begin;
+    profile->op[code].calls++;
+    profile->op[code].busy_ns += took;
+    profile->op[code].wall_ns += took;
+    profile->total_ns += took;
 }
 
 void mimo_cuda_run(mimo_cuda *cuda, mimo_cuda_tape *tape, uint32_t first, uint32_t end, uint32_t rows)
@@ -122,10 +115,11 @@ void mimo_cuda_run(mimo_cuda *cuda, mimo_cuda_tape *tape, uint32_t first, uint32
                 .state = &tape->model.state,
                 .scratch_bytes = mimo_cuda_scratch_floats(tape->model.config, MIMO_CUDA_WARPS) * sizeof(float)};
     for (uint32_t i = first; i < end; i++) {
-        const uint64_t begin = cuda->profiling ? clock_ns() : 0;
+        const uint64_t begin = cuda->profiling ? mimo_clock_ns() : 0;
         queue_op(&l, &tape->plan.op[i], rows);
         if (cuda->profiling)
-            count_op(cuda, tape->plan.op[i].code, begin);
+            count_op(cuda, tape == &cuda->drafter ? &cuda->draft_profile : &cuda->profile, tape->plan.op[i].code,
+                     begin);
     }
 }
 
@@ -312,7 +306,7 @@ void mimo_cuda_backend_step(mimo_backend *self, const mimo_step *step)
         sequence->written = mimo_max(sequence->written, step->position[t] + (size_t)1);
         mimo_span_cut(&sequence->span, cuda->kv.ring[1], step->position[t]);
     }
-    const uint64_t begin = clock_ns();
+    const uint64_t begin = mimo_clock_ns();
     piece p = {.step = step};
     for (; p.first < step->rows; p.first += p.rows, p.number++) {
         p.rows = mimo_min(MIMO_CUDA_ROWS, step->rows - p.first);
@@ -320,7 +314,7 @@ void mimo_cuda_backend_step(mimo_backend *self, const mimo_step *step)
     }
     mimo_cuda_settle(cuda);
     if (cuda->profiling) {
-        cuda->profile.total_ns += cuda->resident != NULL ? clock_ns() - begin : 0; /* of one kernel, as a whole */
+        cuda->profile.total_ns += cuda->resident != NULL ? mimo_clock_ns() - begin : 0; /* of one kernel, as a whole */
         cuda->profile.steps++;
         cuda->profile.rows += step->rows;
     }

@@ -10,13 +10,6 @@
 #include "base/size.h"
 #include "engine/state.h"
 
-double mimo_clock_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 int mimo_condition_init(pthread_cond_t *condition)
 {
     pthread_condattr_t attributes;

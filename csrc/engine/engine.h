@@ -106,7 +106,7 @@ typedef struct mimo_call {
     size_t anchor_count;
     /* MIMO_CALL_PROFILE: what was counted since the last such call (zeros if nothing was), then counting goes on or
      * stops */
-    mimo_profile *profile;
+    mimo_profile *profile, *draft_profile; /* of the target and of a drafter */
     bool profile_on;
     /* MIMO_CALL_TIME_STEPS: how long a step of widths[i] rows (1 .. MIMO_STEP_ROWS) of one sequence takes after
      * `context` positions, logits of every row included and sampling not. Made-up tokens, other ones in every step;

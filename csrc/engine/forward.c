@@ -69,7 +69,7 @@ void mimo_engine_run_call(mimo_engine *engine, mimo_call *call)
     if (call->kind == MIMO_CALL_LOAD) {
         status = load(engine, call);
     } else if (call->kind == MIMO_CALL_PROFILE) {
-        engine->backend->read_profile(engine->backend, call->profile);
+        engine->backend->read_profile(engine->backend, call->profile, call->draft_profile);
         engine->backend->set_profile(engine->backend, call->profile_on);
     } else if (!engine->loaded) {
         status = MIMO_FAIL(&call->error, MIMO_ERR_ENGINE, "the engine's weights are not loaded");

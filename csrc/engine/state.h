@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sys/types.h>
 
+#include "base/clock.h"
 #include "dflash/lookup.h"
 #include "dflash/width.h"
 #include "engine/engine.h"
@@ -154,7 +155,6 @@ struct mimo_engine {
     mimo_drafting drafting;               /* empty without a drafter */
 };
 
-double mimo_clock_seconds(void);
 /* Waits on a condition of this room (monotonic clock) until it is signalled or `seconds` have passed. */
 void mimo_wait_seconds(pthread_cond_t *condition, pthread_mutex_t *mutex, double seconds);
 int mimo_condition_init(pthread_cond_t *condition);

@@ -107,7 +107,8 @@ static mimo_status time_rounds(timing *t, mimo_call *call, size_t widest)
         atomic_fetch_add(&call->progress, 1);
     }
     if (call->profile != NULL) {
-        backend->read_profile(backend, call->profile);
+        mimo_profile none;
+        backend->read_profile(backend, call->profile, &none);
         backend->set_profile(backend, false);
     }
     return status;

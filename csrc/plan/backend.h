@@ -116,7 +116,7 @@ typedef struct mimo_memory {
 
 /* Where the time of steps went, one entry an operation of plan/ops.def, summed over layers and steps. */
 typedef struct mimo_profile {
-    uint64_t steps, rows;
+    uint64_t steps, rows; /* of a drafter: those that filled blocks, and the rows of these */
     struct {
         uint64_t calls;
         uint64_t busy_ns, wait_ns; /* at work, and at the barrier after it; summed over workers */
@@ -168,7 +168,7 @@ struct mimo_backend {
     bool (*can_decode)(const mimo_backend *self, const mimo_decode *decode);
     /* Starts counting from zero (on), or stops; reads what was counted. Between steps. */
     void (*set_profile)(mimo_backend *self, bool on);
-    void (*read_profile)(const mimo_backend *self, mimo_profile *out);
+    void (*read_profile)(const mimo_backend *self, mimo_profile *target, mimo_profile *drafter);
     /* fn(context, i, worker) for i < n, on all workers; worker < threads. */
     void (*parallel)(mimo_backend *self, void (*fn)(void *context, size_t i, size_t worker), void *context, size_t n);
 

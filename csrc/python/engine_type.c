@@ -357,9 +357,16 @@ static PyObject *engine_profile(engine_object *self, PyObject *args)
     int on;
     if (!PyArg_ParseTuple(args, "p:profile", &on))
         return NULL;
-    mimo_profile p = {0};
-    mimo_call call = {.kind = MIMO_CALL_PROFILE, .profile = &p, .profile_on = on != 0};
-    return finish_call(self, &call, NULL, 0) == 0 ? profile_dict(&p) : NULL;
+    mimo_profile target = {0}, drafter = {0};
+    mimo_call call = {.kind = MIMO_CALL_PROFILE, .profile = &target, .draft_profile = &drafter, .profile_on = on != 0};
+    PyObject *out = finish_call(self, &call, NULL, 0) == 0 ? profile_dict(&target) : NULL;
+    if (out == NULL || mimo_engine_draft(self->engine) == NULL)
+        return out;
+    PyObject *draft = profile_dict(&drafter);
+    if (draft == NULL || PyDict_SetItemString(out, "draft", draft) < 0)
+        Py_CLEAR(out);
+    Py_XDECREF(draft);
+    return out;
 }
 
 /* An int64 array [repeats, widths] of ns, or NULL with an exception. */

@@ -26,7 +26,8 @@ class Figure:
     of_int8: float | None = None
     """Share of the measured int8 peak."""
     ratio: float | None = None
-    """Median of the ratios, round by round: of a step, to the time of one row; of a batch, to the rate of one sequence."""
+    """Median of the ratios, round by round: of a step, to the time of one row; of a batch, to the rate of one sequence. Of a draft:
+    its time and that of the step which verifies it, in times of one row, which is how many tokens a round must give to pay."""
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields that have a value."""
@@ -34,8 +35,8 @@ class Figure:
 
 
 def figures(run: Run) -> dict[str, Figure]:
-    """Every figure of a run by the name of its samples: tokens/s of "decode", "prefill N" and "batch", ms of "step W", GB/s of
-    "read_bandwidth", GMAC/s of "int8_peak"."""
+    """Every figure of a run by the name of its samples: tokens/s of "decode", "prefill N" and "batch", ms of "step W" and
+    "draft B", GB/s of "read_bandwidth", GMAC/s of "int8_peak"."""
     samples = run.samples
     out: dict[str, Figure] = {}
     for name, values in samples.items():
@@ -50,6 +51,8 @@ def figures(run: Run) -> dict[str, Figure]:
         elif kind == "step":
             ones = _pairs(values, samples.get("step 1"), lambda s, one: s / one)
             out[name] = _figure("ms", (1e3 * s for s in values), ratio=_median(ones), of_read=_of_read(run, name, values))
+        elif kind == "draft":
+            out[name] = _figure("ms", (1e3 * s for s in values), ratio=_round_cost(samples, f"step {number}", values))
         elif name == "batch":
             times = _pairs(values, samples.get("decode"), lambda rate, one: rate * one)
             out[name] = _figure("tokens/s", values, ratio=_median(times))
@@ -148,6 +151,12 @@ def _figure(unit: str, values: Iterable[float], **shares: float | None) -> Figur
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
+
+
+def _round_cost(samples: Mapping[str, Sequence[float]], step: str, drafts: Sequence[float]) -> float | None:
+    """Steps have several samples a round: medians, not pairs."""
+    wide, one = samples.get(step), samples.get("step 1")
+    return (statistics.median(drafts) + statistics.median(wide)) / statistics.median(one) if wide and one else None
 
 
 def _pairs(values: Sequence[float], others: Sequence[float] | None, combine: Callable[[float, float], float]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 
 from .._core import int8_peak, read_bandwidth
 from ..display import bar
+from ..draft import Draft
 from ..errors import ContextOverflowError
 from ..model import Model, open_checkpoint
 from .made import made_folder
@@ -30,6 +32,7 @@ def bench(
     *,
     shape: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    draft: str | os.PathLike[str] | Draft | bool | None = "auto",
     prompt_tokens: int | Iterable[int] = (32, 512),
     new_tokens: int = 128,
     widths: int | Iterable[int] = DEFAULT_WIDTHS,
@@ -40,11 +43,12 @@ def bench(
     seconds: float | None = None,
     progress: bool = True,
 ) -> BenchResult:
-    """Measures how fast a model runs here: decoding, prompts, steps of several rows, several prompts at once; and where the
-    time of a step goes, against this machine's own read bandwidth and int8 peak, taken in the same rounds.
+    """Measures how fast a model runs here: decoding, prompts, steps of several rows, blocks of its drafter, several prompts at
+    once; and where the time of a step goes, against this machine's own read bandwidth and int8 peak, taken in the same rounds.
 
     model: as in `Model.from_pretrained`; None is the embedded default. shape: instead of a model, a made one ("tiny", "medium",
       "flash", ...: see `make`), kept in a temporary folder; overrides: fields of its config.json that differ.
+    draft: the drafter, as in `Model.from_pretrained`; None leaves it out. Nothing but its own blocks is measured with it.
     prompt_tokens: lengths of prompts to time; the first is also the context of decoding and of steps. new_tokens: of each answer.
     widths: rows of engine steps to time, 1 to 128. threads: one count or several, each a run of its own; None is one per core.
     batch: prompts answered at once, up to 32; 0 leaves that out. precision: "fast" or "exact".
@@ -75,7 +79,7 @@ def bench(
     result = BenchResult.start(checkpoint, name, settings)
     try:
         for count in settings.threads:
-            with Model.from_pretrained(source, draft=None, precision=precision, threads=count, progress=progress) as opened:
+            with Model.from_pretrained(source, draft=draft, precision=precision, threads=count, progress=progress) as opened:
                 _Session(opened, settings, result).run(progress)
     except KeyboardInterrupt:
         if not any(run.samples for run in result.runs):
@@ -105,6 +109,8 @@ class _Session:
         works.append(("machine", self._int8_peak))
         if settings.widths:
             works.append(("steps", self._steps))
+        if self.model.draft is not None:
+            works.append(("drafts", self._drafts))
         if settings.batch:
             works.append((f"{settings.batch} at once", self._batch))
         works.append(("profile", self._profiles))
@@ -155,6 +161,19 @@ class _Session:
         times = self.model._engine.step_times(settings.widths, context=settings.prompt_tokens[0], repeats=_STEP_REPEATS)
         for width, column in zip(settings.widths, times.T, strict=True):
             self.out.add(f"step {width}", *(1e-9 * column).tolist())
+
+    def _drafts(self) -> None:
+        """Blocks in the course of an answer; the first, which takes in the prompt, and the short ones at its end do not count."""
+        drafter, settings, engine = self.model.draft, self.settings, self.model._engine
+        assert drafter is not None
+        engine.profile(True)
+        options = _answer_options(settings.new_tokens) | {"speculative": True, "width": drafter.block_size, "lookup": False}
+        result = self.model.generate(self._prompt(settings.prompt_tokens[0]), progress=False, **options)
+        profile, rounds = engine.profile(False)["draft"], result.stats.rounds
+        whole = [s for s, n in zip(rounds["draft_seconds"], rounds["drafted"], strict=True) if n == drafter.block_size - 1]
+        if len(whole) > 1:
+            self.out.add(f"draft {drafter.block_size}", statistics.median(whole[1:]))
+            self._add_profile(f"draft {drafter.block_size}", profile)
 
     def _batch(self) -> None:
         settings = self.settings

@@ -53,6 +53,10 @@ def _run(result: BenchResult, run: Run) -> Iterator[str]:
     if ws := widths(run):
         yield ""
         yield from _steps(found, ws)
+    for name in found:
+        if name.startswith("draft "):
+            yield ""
+            yield _figure_line(f"drafting {int(name[6:]) - 1} tokens", found[name]) + _pays(found[name])
     for name, profiles in run.profiles.items():
         yield ""
         yield from _profile(name, breakdown(middle_profile(profiles), run.threads), found.get("int8_peak"))
@@ -86,6 +90,10 @@ def _shares(figure: Figure) -> str:
     return ""
 
 
+def _pays(draft: Figure) -> str:
+    return f"   pays above {draft.ratio:.1f} a round" if draft.ratio is not None else ""
+
+
 def _number(value: float) -> str:
     return f"{value:9.1f}" if abs(value) < 1e4 else f"{value:9.0f}"
 
@@ -107,7 +115,12 @@ def _steps(found: dict[str, Figure], ws: list[int]) -> Iterator[str]:
         )
 
 
-_TITLES = {"decode": "decoding one token", "step": "a step of {} rows", "prefill": "a prompt of {}"}
+_TITLES = {
+    "decode": "decoding one token",
+    "step": "a step of {} rows",
+    "prefill": "a prompt of {}",
+    "draft": "a drafted block of {}",
+}
 
 
 def _profile(name: str, parts: Breakdown, int8: Figure | None) -> Iterator[str]:

@@ -62,14 +62,16 @@ class BenchResult:
                      "decode"                seconds per token after the first, one sequence
                      "prefill N"             seconds to the first token of a prompt of N
                      "step W"                seconds of an engine step of W rows of one sequence, without sampling
+                     "draft B"               seconds in which the drafter fills a block of B in the course of an answer, choice of
+                                             tokens included; a median of each round
                      "batch"                 tokens per second of all prompts together, the first of each not counted
                      "batch seconds"         from the first submission to the last token
                      "read_bandwidth"        bytes per second that as many threads read, just before "decode"
                      "int8_peak"             products per second, just after the prefills (not on every CPU)
-        profiles   "decode", "step W", "prefill N" -> one a round: steps, rows, total_ns (inside steps, by the driver's thread),
-                   wall_ns (as the caller saw it; of "decode" only), read_bandwidth (of that round), and ops: name -> calls,
-                   busy_ns and wait_ns (at the barrier after it) summed over threads, wall_ns (of the driver's thread), bytes
-                   read, macs; all summed over the steps
+        profiles   "decode", "step W", "draft B", "prefill N" -> one a round: steps (of a draft: blocks), rows, total_ns (inside
+                   steps, by the driver's thread), wall_ns (as the caller saw it; of "decode" only), read_bandwidth (of that
+                   round), and ops: name -> calls, busy_ns and wait_ns (at the barrier after it) summed over threads, wall_ns (of
+                   the driver's thread), bytes read, macs; all summed over the steps
         figures    computed from the samples: see figures.py
     """
 

@@ -50,6 +50,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
         help=f"{DEFAULT_MODEL} (the default), a checkpoint's folder, or a hub id; with --shape: KEY=VALUE fields of config.json",
     )
     parser.add_argument("--shape", metavar="SHAPE", help="a made model instead: tiny, nano, medium, flash, v2.5 or pro")
+    parser.add_argument("--draft", metavar="FOLDER", help="the drafter's folder, or none (default: auto, the model's own)")
     parser.add_argument("--prompt-tokens", type=_numbers, default=[32, 512], metavar="LIST", help="lengths of prompts (32,512)")
     parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="tokens of an answer (128)")
     parser.add_argument("--widths", type=_numbers, metavar="LIST", help="rows of steps to time (1..8,16,32); 0 times none")
@@ -86,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         figure_class(args.plot)
     if args.world is not None:
+        if args.draft is not None:
+            raise ValueError("--draft: the drafter of one of several GPUs is made up like its weights")
         return _run_rank(args, models, overrides)
     asked = {name: getattr(args, name) for name in ("rank", "routing", "context", "device", "path", "gpu", "all_reduce")}
     asked["plan_only"] = args.plan_only or None
@@ -98,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         models[0] if models else None,
         shape=args.shape,
         overrides=dict(word.split("=", 1) for word in overrides),
+        draft={None: "auto", "none": None}.get(args.draft, args.draft),
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens,
         widths=DEFAULT_WIDTHS if args.widths is None else [] if args.widths == [0] else args.widths,

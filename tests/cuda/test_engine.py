@@ -144,6 +144,12 @@ def test_a_profile_counts_every_operation(pair: Any) -> None:
     assert (told["steps"], told["rows"]) == (1, 11)
     assert told["ops"]["qkv"]["calls"] == 2 * 4  # two pieces of a step, four layers
     assert set(told["ops"]) >= {"embed", "attention", "route", "expert_up", "head"}
+    gpu.profile(True)
+    gpu.draft_logits(token_ids(11), [10])
+    drafter = gpu.profile(False)["draft"]
+    assert (drafter["steps"], drafter["rows"]) == (1, 8)
+    assert set(drafter["ops"]) >= {"draft_fuse", "draft_kv", "draft_embed", "attention", "head"}
+    assert set(told["ops"]).isdisjoint({"draft_fuse", "draft_kv", "draft_embed"})
 
 
 def test_a_step_that_stops_after_an_operation(pair: Any) -> None:

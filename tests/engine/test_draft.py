@@ -97,6 +97,26 @@ def without_bias(case: Case, found: NDArray[np.float32], anchor: int) -> NDArray
     return np.array(out, np.float32)
 
 
+def test_a_profile_counts_the_drafter_apart(case: Case) -> None:
+    engine = engine_of(case)
+    assert "draft" in engine.profile(True)
+    job = engine.submit(TOKENS, max_new_tokens=20, speculative=True, width=4, lookup=False, temperature=0.0)
+    while job.next() is not None:
+        pass
+    target = engine.profile(False)
+    drafter, config = target["draft"], case.checkpoint.config
+    rounds = sum(1 for count in job.stats()["rounds"]["drafted"] if count > 0)
+    assert (drafter["steps"], drafter["rows"]) == (rounds, rounds * case.drafter.block_size)
+    ops = drafter["ops"]
+    assert ops["head"]["calls"] == ops["draft_embed"]["calls"] == rounds > 3
+    assert set(target["ops"]).isdisjoint({"draft_fuse", "draft_kv", "draft_embed"})
+    assert target["ops"]["qkv"]["calls"] == target["steps"] * config.num_hidden_layers
+    fused, rest = divmod(ops["draft_fuse"]["macs"], len(case.drafter.taps) * config.hidden_size**2)
+    assert rest == 0 and len(TOKENS) - 1 <= fused < len(TOKENS) + 20  # every position before the last anchor, once
+    assert all(op["bytes"] > 0 for name, op in ops.items() if name != "draft_embed")
+    engine.close()
+
+
 # ---- the mathematics ----
 
 
