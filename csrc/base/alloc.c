@@ -116,6 +116,33 @@ mimo_status mimo_alloc_array(void *out, size_t count, size_t size, const char *w
     return MIMO_OK;
 }
 
+mimo_status mimo_blocks_array(mimo_blocks *blocks, void *out, size_t count, size_t size, const char *what,
+                              mimo_error *err)
+{
+    size_t bytes;
+    char *block = NULL;
+    if (mimo_size_mul(count, size, &bytes) && mimo_size_add(bytes, ALIGNMENT, &bytes))
+        block = mimo_alloc(bytes);
+    if (block == NULL)
+        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: %s needs %zu x %zu bytes", what, count, size);
+    memcpy(block, &blocks->last, sizeof(void *));
+    blocks->last = block;
+    block += ALIGNMENT;
+    memcpy(out, &block, sizeof block);
+    return MIMO_OK;
+}
+
+void mimo_blocks_free(mimo_blocks *blocks)
+{
+    for (void *block = blocks->last; block != NULL;) {
+        void *before;
+        memcpy(&before, block, sizeof before);
+        mimo_free(block);
+        block = before;
+    }
+    blocks->last = NULL;
+}
+
 void mimo_alloc_trim(void)
 {
 #if defined(__GLIBC__)

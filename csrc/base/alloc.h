@@ -30,6 +30,16 @@ void mimo_alloc_will_fill(void *block);
 /* *out = an array of count elements of size bytes; MIMO_ERR_NOMEM names `what`. */
 MIMO_MUST_CHECK mimo_status mimo_alloc_array(void *out, size_t count, size_t size, const char *what, mimo_error *err);
 
+/* Blocks that are freed together, as a list; {0} is empty. */
+typedef struct mimo_blocks {
+    void *last;
+} mimo_blocks;
+
+/* As mimo_alloc_array, freed with the list. */
+MIMO_MUST_CHECK mimo_status mimo_blocks_array(mimo_blocks *blocks, void *out, size_t count, size_t size,
+                                              const char *what, mimo_error *err);
+void mimo_blocks_free(mimo_blocks *blocks);
+
 /* Gives the process's free heap memory back to the system, whoever freed it (a library that read a tokenizer, say). */
 void mimo_alloc_trim(void);
 

@@ -294,3 +294,26 @@ void mimo_pool_barrier(mimo_worker *worker, void (*tail)(void *context), void *c
     }
     worker->phase++;
 }
+
+typedef struct parallel_call {
+    void (*fn)(void *context, size_t i, size_t worker);
+    void *context;
+    size_t n;
+} parallel_call;
+
+static void parallel_worker(void *context, mimo_worker *worker)
+{
+    const parallel_call *call = context;
+    for (size_t i; (i = mimo_pool_take(worker)) < call->n;)
+        call->fn(call->context, i, worker->index);
+}
+
+void mimo_pool_parallel(mimo_pool *pool, void (*fn)(void *context, size_t i, size_t worker), void *context, size_t n)
+{
+    if (n == 1) { /* not worth waking anybody */
+        fn(context, 0, 0);
+        return;
+    }
+    parallel_call call = {fn, context, n};
+    mimo_pool_run(pool, parallel_worker, &call);
+}

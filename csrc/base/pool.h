@@ -46,6 +46,9 @@ size_t mimo_pool_first(const mimo_pool *pool, size_t node);
 /* fn on every worker; returns when all have returned. One run at a time. */
 void mimo_pool_run(mimo_pool *pool, mimo_pool_fn *fn, void *context);
 
+/* fn(context, i, worker) for i < n, on all workers; worker < threads. A run of its own. */
+void mimo_pool_parallel(mimo_pool *pool, void (*fn)(void *context, size_t i, size_t worker), void *context, size_t n);
+
 /* Inside a run: the next free unit of this phase, from 0. Units are taken in order, by whoever is free. */
 size_t mimo_pool_take(mimo_worker *worker);
 /* The same where every node has units of its own: the next one of `node`. Not in a phase with the other. */

@@ -5,27 +5,9 @@
 #include "cpu/draft.h"
 #include "cpu/profile.h"
 
-typedef struct parallel_call {
-    void (*fn)(void *context, size_t i, size_t worker);
-    void *context;
-    size_t n;
-} parallel_call;
-
-static void parallel_worker(void *context, mimo_worker *worker)
-{
-    const parallel_call *call = context;
-    for (size_t i; (i = mimo_pool_take(worker)) < call->n;)
-        call->fn(call->context, i, worker->index);
-}
-
 static void parallel(mimo_backend *self, void (*fn)(void *context, size_t i, size_t worker), void *context, size_t n)
 {
-    if (n == 1) { /* not worth waking anybody */
-        fn(context, 0, 0);
-        return;
-    }
-    parallel_call call = {fn, context, n};
-    mimo_pool_run(((mimo_cpu *)self)->pool, parallel_worker, &call);
+    mimo_pool_parallel(((mimo_cpu *)self)->pool, fn, context, n);
 }
 
 static mimo_status load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done,

@@ -7,7 +7,7 @@
 #include "base/size.h"
 #include "format/bf16.h"
 
-enum { HEADER = 64, TILE = 128, ROW_UNIT = 16 };
+enum { TILE = 128, ROW_UNIT = 16 };
 
 typedef struct reader {
     mimo_cuda_host *host;
@@ -18,17 +18,7 @@ typedef struct reader {
 /* Zeroed, and freed with the host. */
 static mimo_status take(mimo_cuda_host *host, void *out, size_t count, size_t size, mimo_error *err)
 {
-    size_t bytes;
-    uint8_t *block = NULL;
-    if (!mimo_size_mul(count, size, &bytes) || !mimo_size_add(bytes, HEADER, &bytes))
-        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "bodies on the host: %zu elements of %zu bytes are too many", count,
-                         size);
-    MIMO_TRY(mimo_alloc_array(&block, 1, bytes, "bodies on the host", err));
-    memcpy(block, &host->blocks, sizeof(void *));
-    host->blocks = block;
-    block += HEADER;
-    memcpy(out, &block, sizeof block);
-    return MIMO_OK;
+    return mimo_blocks_array(&host->blocks, out, count, size, "bodies on the host", err);
 }
 
 static mimo_status read_vector(const reader *r, const float **out, const mimo_vector *from)
@@ -270,11 +260,6 @@ void mimo_cuda_host_close(mimo_cuda_host *host)
 {
     if (host == NULL)
         return;
-    for (void *block = host->blocks; block != NULL;) {
-        void *next;
-        memcpy(&next, block, sizeof next);
-        mimo_free(block);
-        block = next;
-    }
+    mimo_blocks_free(&host->blocks);
     mimo_free(host);
 }

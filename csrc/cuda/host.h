@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 
+#include "base/alloc.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "cuda/op/state.h"
@@ -23,7 +24,7 @@ typedef struct mimo_cuda_host {
     mimo_cuda_kv cache;
     uint32_t positions; /* room in the cache */
     float *scratch;
-    void *blocks; /* all memory, as a list */
+    mimo_blocks blocks; /* all memory */
 } mimo_cuda_host;
 
 typedef struct mimo_cuda_host_options {

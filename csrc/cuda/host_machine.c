@@ -6,23 +6,11 @@
 #include "base/size.h"
 #include "cuda/pages.h"
 
-enum { HEADER = 64 };
-
 static const uint64_t patience = 60u * (uint64_t)1000000000u;
 
 static mimo_status take(mimo_host_machine *host, void *out, size_t count, size_t size, mimo_error *err)
 {
-    size_t bytes;
-    uint8_t *block = NULL;
-    if (!mimo_size_mul(count, size, &bytes) || !mimo_size_add(bytes, HEADER, &bytes))
-        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "engine on the host: %zu elements of %zu bytes are too many", count,
-                         size);
-    MIMO_TRY(mimo_alloc_array(&block, 1, bytes, "engine on the host", err));
-    memcpy(block, &host->blocks, sizeof(void *));
-    host->blocks = block;
-    block += HEADER;
-    memcpy(out, &block, sizeof block);
-    return MIMO_OK;
+    return mimo_blocks_array(&host->blocks, out, count, size, "engine on the host", err);
 }
 
 /* ---- pages ---- */
@@ -232,12 +220,7 @@ void mimo_host_machine_close(mimo_host_machine *host)
     if (host == NULL)
         return;
     mimo_queues_release(&host->queues);
-    for (void *block = host->blocks; block != NULL;) {
-        void *next;
-        memcpy(&next, block, sizeof next);
-        mimo_free(block);
-        block = next;
-    }
+    mimo_blocks_free(&host->blocks);
     mimo_free(host);
 }
 

@@ -2,6 +2,7 @@
 #ifndef MIMO_CUDA_HOST_MACHINE_H
 #define MIMO_CUDA_HOST_MACHINE_H
 
+#include "base/alloc.h"
 #include "cuda/host.h"
 #include "cuda/host_ctas.h"
 #include "cuda/lower.h"
@@ -17,8 +18,8 @@ typedef struct mimo_host_machine {
     mimo_queues queues;
     mimo_host_ctas ctas;
     mimo_mail_lost lost;
-    uint32_t step; /* rounds begun since the counters were zero */
-    void *blocks;  /* all memory, as a list */
+    uint32_t step;      /* rounds begun since the counters were zero */
+    mimo_blocks blocks; /* all memory */
 } mimo_host_machine;
 
 /* A model, or a drafter, and what its matrices were bound to. */

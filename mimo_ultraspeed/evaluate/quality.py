@@ -7,7 +7,6 @@ print(evaluate.quality(["./naive", "./calibrated"], ["held-out.txt"], reference=
 from __future__ import annotations
 
 import html
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from ..display import bar
 from ..provenance import software
 from ..texts import read_windows
+from .document import load_document, save_document
 from .environment import machine
 from .scorer import Scorer, open_scorer
 
@@ -47,22 +47,11 @@ class Quality:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Reads what `save` wrote. Raises OSError, and ValueError for another file."""
-        source = Path(path).expanduser()
-        try:
-            data = json.loads(source.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{source}: expected a result of `evaluate quality`, found damage: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f"{source}: expected a result of `evaluate quality` ({FORMAT}), found something else")
-        return cls(data)
+        return cls(load_document(path, "evaluate quality", FORMAT))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
-        target = Path(path).expanduser()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(target.name + ".new")
-        fresh.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(target)
+        save_document(path, self.data)
 
     @property
     def figures(self) -> dict[str, dict[str, dict[str, Any]]]:

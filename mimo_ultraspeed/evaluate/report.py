@@ -7,10 +7,10 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 from ..rounds import Rounds, figures
+from .document import load_document, save_document
 from .journal import record_key
 from .scenarios import PUBLISHED
 
@@ -80,25 +80,15 @@ class Evaluation:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Reads what `save` wrote. Raises OSError, and ValueError for another file."""
-        source = Path(path).expanduser()
-        try:
-            data = json.loads(source.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{source}: expected a result of `evaluate acceptance`, found damage: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f"{source}: expected a result of `evaluate acceptance` ({FORMAT}), found something else")
+        data = load_document(path, "evaluate acceptance", FORMAT)
         missing = [name for name in _KEYS if name not in data]
         if missing:
-            raise ValueError(f"{source}: expected a result of `evaluate acceptance`, found one without {', '.join(missing)}")
+            raise ValueError(f"{path}: expected a result of `evaluate acceptance`, found one without {', '.join(missing)}")
         return cls(data)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
-        target = Path(path).expanduser()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(target.name + ".new")
-        fresh.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(target)
+        save_document(path, self.data)
 
     @property
     def complete(self) -> bool:
