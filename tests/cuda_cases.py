@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from reference import read_config, reference_tensors
+from reference_slots import tape_slots
 
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
@@ -107,19 +112,75 @@ def answers_beside_each_other_are_those_alone(gpu: Any, jobs: int = 12) -> None:
     assert together == alone
 
 
-# What operations of the made model "tiny" write: name in plan/ops.def -> (bit of mimo_slot, elements of a row).
-_ATTENTION = {"qkv": (8, 384), "attention": (32, 256), "out_proj": (4, 160)}
-_DENSE = {"dense_up": (256, 192), "dense_down": (4, 160)}
-_SPARSE = {"route": (64, 160), "expert_up": (256, 64), "expert_down": (4, 160)}
+# Bits of mimo_slot (plan/plan.h); routes are two slots here.
+_SLOTS = {"angles": 2, "x": 4, "q": 8, "kv": 16, "a": 32, "m": 64, "experts": 128, "shares": 128, "u": 256, "logits": 512}
 
 
-def every_slot(gpu: Any, tokens: list[int]) -> list[tuple[str, NDArray[np.float32]]]:
-    """The operations of a step of `tokens` through "tiny", in order: name and layer, and what each wrote."""
-    steps = [("embed", (4, 160))]
-    for layer in range(4):
-        steps += [(f"{name} of layer {layer}", slot) for name, slot in (_ATTENTION | (_SPARSE if layer else _DENSE)).items()]
-    steps.append(("head", (512, 512)))
-    return [(name, _probe.cuda_trace(gpu, tokens, at + 1, bit)[:, :width]) for at, (name, (bit, width)) in enumerate(steps)]
+@functools.cache
+def tape_of(path: Path, tokens: tuple[int, ...]) -> list[tuple[str, dict[str, NDArray[Any]]]]:
+    """What the oracle says that the operations write."""
+    return tape_slots(reference_tensors(path), read_config(path), list(tokens))
+
+
+def slot_after(gpu: Any, tokens: list[int], operations: int, slot: str) -> NDArray[np.float32]:
+    """A slot after so many operations of a step of `tokens` [at most 8] from position 0 on (csrc/cuda/trace.h)."""
+    found: NDArray[np.float32] = _probe.cuda_trace(gpu, tokens, operations, _SLOTS[slot])
+    half = found.shape[1] // 2
+    return {"experts": found[:, :half], "shares": found[:, half:]}.get(slot, found)
+
+
+def every_slot(gpu: Any, path: Path, tokens: list[int]) -> Iterator[tuple[str, str, NDArray[np.float32], NDArray[Any]]]:
+    """All that the operations of a step of `tokens` write, in order: the operation's name and layer, the slot, what it holds, and
+    what the oracle says it must. The resident path norms x where it adds to it, the plain one before its experts."""
+    tape = tape_of(path, tuple(tokens))
+    kept: NDArray[Any] | None = None
+    for at, (name, slots) in enumerate(tape):
+        for slot, want in slots.items():
+            if slot != "m" or gpu.variant == "resident":
+                yield name, slot, slot_after(gpu, tokens, at + 1, slot), want
+            else:
+                kept = want
+        if gpu.variant == "plain" and name.startswith("route"):
+            assert kept is not None
+            yield name, "m", slot_after(gpu, tokens, at + 1, "m"), kept
+    with pytest.raises(ValueError, match=f"expected 1 to {len(tape)} operations"):  # so these were all
+        slot_after(gpu, tokens, len(tape) + 1, "x")
+
+
+def first_wrong(gpu: Any, path: Path, tokens: list[int], limit: float = 2e-4) -> str | None:
+    """The first operation of which some slot is further from the oracle's than `limit` of its largest value."""
+    for name, _, found, want in every_slot(gpu, path, tokens):
+        assert found.shape == want.shape
+        if not np.abs(found - want).max() <= limit * np.abs(want).max():  # not a number is wrong
+            return name
+    return None
+
+
+def _stages_of(gpu: Any, operations: int) -> list[list[int]]:
+    """The stages of each operation of a step of the resident kernel, which is of no use after it."""
+    stages: list[list[int]] = [[] for _ in range(operations)]
+    with pytest.raises(ValueError, match="expected a stage of the resident kernel's steps"):
+        for stage in itertools.count():
+            stages[_probe.cuda_skip(gpu, stage)].append(stage)
+    return stages
+
+
+def faults_are_found_at_their_operations(opened: Callable[[], Any], path: Path, limit: float) -> None:
+    """A task of a stage does nothing: of every stage of every operation in turn, from the last one on, as the first fault is what
+    counts. In the place of what is not written lies what other tokens have left."""
+    tokens, others = token_ids(8, seed=7), token_ids(8, seed=8)
+    names = [name for name, _ in tape_of(path, tuple(tokens))]
+    well = opened()
+    want = well.logits(tokens)
+    stages = _stages_of(well, len(names))
+    assert min(map(len, stages)) >= 1
+    for turn in range(max(map(len, stages))):
+        gpu = opened()
+        for op in (op for op in reversed(range(len(names))) if turn < len(stages[op])):
+            gpu.logits(others)
+            assert _probe.cuda_skip(gpu, stages[op][turn]) == op
+            assert first_wrong(gpu, path, tokens, limit) == names[op], (names[op], turn)
+            assert not np.array_equal(gpu.logits(tokens), want)
 
 
 def raises(kind: type[BaseException], call: Callable[[], object]) -> str:

@@ -138,3 +138,8 @@ mimo_cuda_kv mimo_cuda_sequence_kv(const mimo_cuda_pool *pool, const mimo_cuda_s
     return (mimo_cuda_kv){.chunk = (uint8_t *const *)(uintptr_t)table_address(pool, sequence->number, which),
                           .ring = (uint8_t *)(uintptr_t)ring_address(pool, sequence->number, which)};
 }
+
+uint64_t mimo_cuda_sequence_first(const mimo_cuda_pool *pool, const mimo_cuda_sequence *sequence, uint32_t kind)
+{
+    return kind == MIMO_SLIDING ? ring_address(pool, sequence->number, 0) : chunk_address(pool, sequence->chunk[0], 0);
+}

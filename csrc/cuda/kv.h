@@ -44,5 +44,7 @@ void mimo_cuda_sequence_close(mimo_cuda_pool *pool, mimo_cuda_sequence *sequence
 
 /* Where kernels find the sequence's keys and values: the target's (0) or the drafter's (1). */
 mimo_cuda_kv mimo_cuda_sequence_kv(const mimo_cuda_pool *pool, const mimo_cuda_sequence *sequence, int which);
+/* The address of the target's keys and values of positions from 0 on, of full layers (MIMO_FULL) or sliding ones. */
+uint64_t mimo_cuda_sequence_first(const mimo_cuda_pool *pool, const mimo_cuda_sequence *sequence, uint32_t kind);
 
 #endif

@@ -224,10 +224,10 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
 
 /* ---- opening ---- */
 
-static mimo_status clear(mimo_resident *r, const work_places *w, mimo_error *err)
+static mimo_status clear(mimo_resident *r, uint64_t at, uint64_t bytes, mimo_error *err)
 {
     const mimo_cuda_driver *driver = &r->device->driver;
-    MIMO_TRY(mimo_cuda_check(driver, driver->fill(w->zeros, 0, w->zero_bytes, r->device->stream), MIMO_ERR_ENGINE,
+    MIMO_TRY(mimo_cuda_check(driver, driver->fill(at, 0, bytes, r->device->stream), MIMO_ERR_ENGINE,
                              "cannot clear counters of the GPU", err));
     return mimo_cuda_check(driver, driver->stream_wait(r->device->stream), MIMO_ERR_ENGINE,
                            "cannot clear counters of the GPU", err);
@@ -280,7 +280,7 @@ mimo_status mimo_resident_open(mimo_resident *r, mimo_cuda_device *device, mimo_
     memset(r->step, 0, sizeof r->step);
     r->read = 0;
     MIMO_TRY(upload(r, &places, err));
-    return clear(r, &places, err);
+    return clear(r, places.zeros, places.zero_bytes, err);
 }
 
 void mimo_resident_shut(mimo_resident *r)
@@ -350,10 +350,9 @@ void mimo_resident_begin(mimo_resident *r, const mimo_resident_sequence *s)
     mimo_cuda_wait(r->device); /* what was copied is written over by what comes back */
 }
 
-void mimo_resident_launch(mimo_resident *r, mimo_resident_program program, uint32_t rounds)
+/* Rounds [step, end) of queues, and what the kernel says of who was lost. */
+static void queue_rounds(mimo_resident *r, const mimo_queues *q, mimo_tile_machine *m, uint32_t step, uint32_t end)
 {
-    const mimo_queues *q = &r->queues[program];
-    mimo_tile_machine *m = &r->machine[program];
     mimo_resident_layout layout = {.pages = q->shared.ring_pages,
                                    .page_bytes = MIMO_RING_PAGE,
                                    .activations = q->shared.fixed_bytes,
@@ -361,12 +360,18 @@ void mimo_resident_launch(mimo_resident *r, mimo_resident_program program, uint3
                                    .patience = (uint32_t)(r->patience / MIMO_RESIDENT_TICK_NS)};
     layout.stretch = layout.patience / MIMO_RESIDENT_STRETCHES + 1;
     uint64_t lost = r->lost;
-    uint32_t step = r->step[program], end = step + rounds;
     void *parameters[] = {m, &layout, &lost, &step, &end};
     mimo_cuda_queue_resident(r->device, q->sms, MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM, parameters);
+    mimo_cuda_queue_out(r->device, &r->told->lost, r->lost, sizeof r->told->lost);
+}
+
+void mimo_resident_launch(mimo_resident *r, mimo_resident_program program, uint32_t rounds)
+{
+    mimo_tile_machine *m = &r->machine[program];
+    const uint32_t step = r->step[program], end = step + rounds;
+    queue_rounds(r, &r->queues[program], m, step, end);
     mimo_cuda_queue_out(r->device, &r->told->counter, (mimo_cuda_ptr)(uintptr_t)(m->counter + m->last),
                         sizeof r->told->counter);
-    mimo_cuda_queue_out(r->device, &r->told->lost, r->lost, sizeof r->told->lost);
     if (decodes(program))
         mimo_cuda_queue_out(r->device, &r->told->round, (mimo_cuda_ptr)(uintptr_t)m->round, sizeof r->told->round);
     r->step[program] = end;
@@ -396,4 +401,61 @@ bool mimo_resident_read(mimo_resident *r, mimo_mail_token *out)
     *out = mimo_mail_read(word);
     r->read++;
     return true;
+}
+
+/* ---- a step that ends early ---- */
+
+/* Queues of their own on the device, with counters that are zero. */
+typedef struct short_queues {
+    uint32_t *begin;      /* [sms + 1] */
+    mimo_tile_task *task; /* as many as in the whole step */
+    mimo_cuda_ptr memory;
+} short_queues;
+
+/* The tasks of operations [0, stop), which come first in every queue. Loaders hint at nothing that was left out. */
+static void cut_queues(short_queues *cut, const mimo_queues *q, uint32_t stop)
+{
+    uint32_t kept = 0;
+    for (uint32_t sm = 0; sm < q->sms; sm++) {
+        cut->begin[sm] = kept;
+        for (uint32_t i = q->begin[sm]; i < q->begin[sm + 1] && q->task[i].op < stop; i++)
+            cut->task[kept++] = q->task[i];
+        for (uint32_t i = cut->begin[sm]; i < kept; i++)
+            cut->task[i].ahead = (uint16_t)mimo_min(cut->task[i].ahead, kept - 1 - i);
+    }
+    cut->begin[q->sms] = kept;
+}
+
+static mimo_status run_short(mimo_resident *r, uint32_t stop, short_queues *cut, mimo_error *err)
+{
+    const mimo_queues *q = &r->queues[MIMO_RESIDENT_STEP];
+    const uint64_t counters = q->counters * (uint64_t)sizeof(uint32_t), begins = (q->sms + 1) * sizeof *cut->begin;
+    MIMO_TRY(mimo_alloc_array(&cut->begin, (size_t)q->sms + 1, sizeof *cut->begin, "queues of SMs", err));
+    MIMO_TRY(mimo_alloc_array(&cut->task, q->tasks, sizeof *cut->task, "tile tasks", err));
+    cut_queues(cut, q, stop);
+    mimo_carver carver = {0};
+    const uint64_t counter = mimo_carve(&carver, 1, counters), begin = mimo_carve(&carver, 1, begins);
+    const uint64_t task = mimo_carve(&carver, q->tasks, sizeof *cut->task);
+    MIMO_TRY(mimo_cuda_alloc(r->device, &cut->memory, carver.used, "queues that end early", err));
+    MIMO_TRY(clear(r, cut->memory + counter, counters, err));
+    MIMO_TRY(mimo_cuda_write(r->device, cut->memory + begin, cut->begin, begins, err));
+    MIMO_TRY(mimo_cuda_write(r->device, cut->memory + task, cut->task, cut->begin[q->sms] * sizeof *cut->task, err));
+    mimo_tile_machine m = r->machine[MIMO_RESIDENT_STEP];
+    m.counter = address(cut->memory + counter);
+    m.begin = address(cut->memory + begin);
+    m.task = address(cut->memory + task);
+    queue_rounds(r, q, &m, 0, 1);
+    r->running = MIMO_RESIDENT_STEP;
+    mimo_resident_wait(r);
+    return mimo_cuda_device_check(r->device, err);
+}
+
+mimo_status mimo_resident_run_until(mimo_resident *r, uint32_t stop, mimo_error *err)
+{
+    short_queues cut = {0};
+    const mimo_status status = run_short(r, stop, &cut, err);
+    mimo_cuda_release(r->device, &cut.memory);
+    mimo_free(cut.task);
+    mimo_free(cut.begin);
+    return status;
 }

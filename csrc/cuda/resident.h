@@ -100,6 +100,10 @@ void mimo_resident_wait(mimo_resident *r);
 /* The next token by mail; false: it is not there yet. While a launch runs or after it. */
 bool mimo_resident_read(mimo_resident *r, mimo_mail_token *out);
 
+/* Runs operations [0, stop) of a step's tape, by the tasks that steps run, in queues that end there; waits. For who
+ * looks at what they wrote: it allocates. */
+MIMO_MUST_CHECK mimo_status mimo_resident_run_until(mimo_resident *r, uint32_t stop, mimo_error *err);
+
 enum { MIMO_RESIDENT_MOST_ROUNDS = MIMO_MAIL_TOKENS / MIMO_TILE_TOKENS };
 
 #endif

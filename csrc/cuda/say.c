@@ -3,10 +3,11 @@
 
 #include "cuda/lower.h"
 
-static const char *const kind_name[MIMO_TILE_KINDS] = {
+static const char *const kind_name[MIMO_TILE_KINDS + 1] = {
 #define MIMO_TILE(kind, text, ...) text,
 #include "cuda/tiles.def"
 #undef MIMO_TILE
+    "nothing", /* a task that a test has taken out (trace.h) */
 };
 
 /* A task that adds to the counter. */

@@ -5,11 +5,28 @@
 #include "plan/backend.h"
 #include "plan/plan.h"
 
-/* Of a loaded CUDA backend between steps: runs the first `stop` operations of the target's tape for tokens [rows] (at
- * most 8) at positions 0, 1, ... of a sequence of their own. Then out [rows, columns] is the beginning of the rows of
- * `slot`: X, Q, A, M, U or LOGITS (of every row). Returns what a row of it holds in *width, with out NULL only that. */
+/* What a trace reads: [rows, columns], to be given to mimo_free. */
+typedef struct mimo_trace {
+    size_t rows, columns;
+    float *values;
+} mimo_trace;
+
+/* Of a loaded CUDA backend between steps: runs the first `stop` operations of the target's tape (1 .. all) for tokens
+ * [rows] (at most 8) at positions 0, 1, ... of a sequence of their own, then reads a slot as they left it. Where layers
+ * differ it is that of the last operation's layer:
+ *   X, Q, A, LOGITS  a row for each token, as plan/plan.h says
+ *   ANGLES           full layers' cosines, their sines, then those of sliding layers, of the kinds that there are
+ *   KV               keys of all heads, then values of all heads; MIMO_ERR_UNSUPPORTED unless they are cached as float
+ *   M                normed rows: of the plain path as ROUTE leaves them; the resident path norms whatever it adds to X
+ *                    for the operation that comes next
+ *   ROUTES           the K experts of each row, then their K weights
+ *   U                of a dense layer a row for each token; of experts one for each entry of moe.h */
 MIMO_MUST_CHECK mimo_status mimo_cuda_trace(mimo_backend *backend, const uint32_t *tokens, uint32_t rows, uint32_t stop,
-                                            mimo_slot slot, float *out, size_t columns, size_t *width, mimo_error *err);
+                                            mimo_slot slot, mimo_trace *out, mimo_error *err);
+
+/* A fault to be found by it: a task of a stage (task.h: by its number, in the order of the tape) does nothing in any
+ * later step of the resident kernel. *op is the operation it was of. MIMO_ERR_VALUE if there is no such stage. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_skip(mimo_backend *backend, uint32_t stage, uint32_t *op, mimo_error *err);
 
 /* Spoils what the GPU's kernels find their memory by: the next step reads where nothing is, and the device is lost. Not
  * for a device made up by a test, which would take the process with it. */

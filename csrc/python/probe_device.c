@@ -58,27 +58,39 @@ static PyObject *cuda_trace(PyObject *self, PyObject *args)
     int slot;
     if (!PyArg_ParseTuple(args, "OOIi:cuda_trace", &engine, &tokens, &stop, &slot))
         return NULL;
-    size_t rows = 0, width = 0;
+    size_t rows = 0;
     mimo_backend *backend = loaded_backend(engine);
     uint32_t *ids = backend != NULL ? mimo_python_token_ids(tokens, "tokens", &rows) : NULL;
     if (ids == NULL)
         return NULL;
     mimo_error err = {0};
-    PyObject *array = NULL;
-    mimo_status status = mimo_cuda_trace(backend, ids, (uint32_t)rows, stop, (mimo_slot)slot, NULL, 0, &width, &err);
-    if (status == MIMO_OK) {
-        npy_intp shape[2] = {(npy_intp)rows, (npy_intp)width};
-        array = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
-    }
-    if (array != NULL)
-        status = mimo_cuda_trace(backend, ids, (uint32_t)rows, stop, (mimo_slot)slot,
-                                 PyArray_DATA((PyArrayObject *)array), width, &width, &err);
-    if (status != MIMO_OK) {
-        Py_CLEAR(array);
-        mimo_python_raise(&err);
-    }
+    mimo_trace trace = {0};
+    const mimo_status status = mimo_cuda_trace(backend, ids, (uint32_t)rows, stop, (mimo_slot)slot, &trace, &err);
     mimo_free(ids);
+    if (status != MIMO_OK)
+        return mimo_python_raise(&err);
+    npy_intp shape[2] = {(npy_intp)trace.rows, (npy_intp)trace.columns};
+    PyObject *array = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (array != NULL)
+        memcpy(PyArray_DATA((PyArrayObject *)array), trace.values, trace.rows * trace.columns * sizeof *trace.values);
+    mimo_free(trace.values);
     return array;
+}
+
+static PyObject *cuda_skip(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *engine;
+    unsigned stage, op = 0;
+    if (!PyArg_ParseTuple(args, "OI:cuda_skip", &engine, &stage))
+        return NULL;
+    mimo_error err = {0};
+    mimo_backend *backend = loaded_backend(engine);
+    if (backend == NULL)
+        return NULL;
+    if (mimo_cuda_skip(backend, stage, &op, &err) != MIMO_OK)
+        return mimo_python_raise(&err);
+    return PyLong_FromUnsignedLong(op);
 }
 
 static PyObject *cuda_spoil(PyObject *self, PyObject *engine)
@@ -116,6 +128,10 @@ PyMethodDef mimo_probe_device_methods[] = {
     {"cuda_fake_stats", (PyCFunction)cuda_fake_stats, METH_NOARGS, "cuda_fake_stats()\n--\n\nWhat it counted."},
     {"cuda_trace", (PyCFunction)cuda_trace, METH_VARARGS,
      "cuda_trace(engine, tokens, stop, slot)\n--\n\nThe rows of a slot after `stop` operations of a step."},
+    {"cuda_skip", cuda_skip, METH_VARARGS,
+     "cuda_skip(engine, stage)\n--\n\nA task of a stage of the resident kernel's steps does nothing from now on. "
+     "Returns "
+     "the number of its operation."},
     {"cuda_break", cuda_break, METH_VARARGS,
      "cuda_break(engine, program, task, milliseconds)\n--\n\nLets a task of the resident kernel (program 0: rounds "
      "with "

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from draft_reference import draft_reference, draft_settings, draft_tensors
 from numpy.typing import NDArray
-from reference import attention_of, read_config, reference_forward, reference_tensors, rms_norm, rope, silu
+from reference import read_config, reference_forward, reference_tensors, silu
+from reference_slots import expert_rows, expert_weights, layer_slots
 
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
@@ -99,42 +100,6 @@ def same_bits(a: Array, b: Array) -> None:
 # ---- slot by slot ----
 
 
-def layer_slots(w: dict[str, Array], config: dict[str, Any], layer: int, x: Array) -> dict[str, Array]:
-    """x [T, H] before a layer -> what each of its operations writes, for the whole sequence."""
-    a, p, T = attention_of(config, layer), f"model.layers.{layer}.", len(x)
-    normed = rms_norm(x, w[f"{p}input_layernorm.weight"], config["layernorm_epsilon"])
-
-    def heads(which: str, count: int) -> Array:
-        return np.asarray((normed @ w[f"{p}self_attn.{which}_proj.weight"].T).reshape(T, count, -1).transpose(1, 0, 2))
-
-    q = rope(heads("q", a["heads"]), a["rope_theta"], a["rotary_dim"])
-    k = rope(heads("k", a["kv_heads"]), a["rope_theta"], a["rotary_dim"])
-    v = heads("v", a["kv_heads"]) * config["attention_value_scale"]
-    sinks, distance = w.get(f"{p}self_attn.attention_sink_bias"), np.arange(T)[:, None] - np.arange(T)[None, :]
-    seen = (distance >= 0) & (distance < (a["window"] or T))
-    out = []
-    for head in range(a["heads"]):
-        g = head // (a["heads"] // a["kv_heads"])
-        e = np.exp(np.where(seen, q[head] @ k[g].T / np.sqrt(a["head_dim"]), -np.inf))
-        out.append(e / (e.sum(-1, keepdims=True) + (np.exp(sinks[head]) if sinks is not None else 0.0)) @ v[g])
-    attended = np.concatenate(out, -1)
-    x = x + attended @ w[f"{p}self_attn.o_proj.weight"].T
-    m = rms_norm(x, w[f"{p}post_attention_layernorm.weight"], config["layernorm_epsilon"])
-    return {"q": q.transpose(1, 0, 2).reshape(T, -1), "a": attended, "x": x, "m": m}
-
-
-def expert_weights(w: dict[str, Array], config: dict[str, Any], layer: int, m: Array) -> tuple[Array, Array]:
-    """experts [T, K] ascending and their weights."""
-    p = f"model.layers.{layer}.mlp."
-    scores = 1 / (1 + np.exp(-(m @ w[f"{p}gate.weight"].T)))
-    order = np.argsort(-(scores + w[f"{p}gate.e_score_correction_bias"]), axis=-1, kind="stable")
-    chosen = np.sort(order[:, : config["num_experts_per_tok"]], axis=-1)
-    weight = np.take_along_axis(scores, chosen, -1)
-    if config["norm_topk_prob"]:
-        weight = weight / (weight.sum(-1, keepdims=True) + 1e-20)
-    return chosen, weight * (config["routed_scaling_factor"] or 1.0)
-
-
 def check_layer(model: Model, layer: int, x: Array, rows: slice, first: int) -> None:
     """Checks the slots that the operations of a layer, from operation `first` of the plan on, write for `rows`."""
     w, config, p = model.tensors, model.config, f"model.layers.{layer}.mlp."
@@ -155,14 +120,8 @@ def check_layer(model: Model, layer: int, x: Array, rows: slice, first: int) -> 
         np.testing.assert_array_equal(routed["chosen"].reshape(T, -1), chosen)
         near(routed["share"].reshape(T, -1), weight)
         check_routes(routed, chosen, T)
-        for entry, at in enumerate(np.argsort(chosen.reshape(-1), kind="stable")):
-            e = f"{p}experts.{chosen.reshape(-1)[at]}."
-            m = want["m"][rows][at // chosen.shape[1]]
-            near(
-                up["u"][entry, : config["moe_intermediate_size"]],
-                silu(m @ w[f"{e}gate_proj.weight"].T) * (m @ w[f"{e}up_proj.weight"].T),
-                2 * EXACT,
-            )
+        width = model.config["moe_intermediate_size"]
+        near(up["u"][: chosen.size, :width], expert_rows(w, layer, want["m"][rows], chosen), 2 * EXACT)
     else:
         m = want["m"][rows]
         near(

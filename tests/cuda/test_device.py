@@ -19,6 +19,8 @@ from cuda_cases import (
     draft_logits_are_the_cpus,
     engine_arguments,
     every_slot,
+    faults_are_found_at_their_operations,
+    first_wrong,
     hidden_states_are_the_cpus,
     logits_are_the_cpus,
     logits_do_not_depend_on_width,
@@ -148,18 +150,67 @@ def test_every_operation_has_the_bits_of_the_host(pair: Any, model_path: Any) ->
     """Where the test above fails, this one names the first operation that differs."""
     _, gpu = pair("mxfp4")
     tokens = token_ids(8, seed=7)
-    found = every_slot(gpu, tokens)
+    found = [slot for _, _, slot, _ in every_slot(gpu, model_path("mxfp4"), tokens)]
     arguments, draft = engine_arguments(model_path("mxfp4"))
     _probe.cuda_fake(memory=1 << 30)
     try:
         host = _probe.Engine(*arguments, threads=2, precision="exact", device=0, image=str(cuda_image()), **draft)
         host.load()
-        want = every_slot(host, tokens)
+        want = list(every_slot(host, model_path("mxfp4"), tokens))
         host.close()
     finally:
         _probe.cuda_fake()
-    for (name, one), (_, other) in zip(found, want, strict=True):
-        assert np.array_equal(one, other), name
+    for one, (name, slot, other, _) in zip(found, want, strict=True):
+        assert np.array_equal(one, other), (name, slot)
+
+
+# Rows rounded to BF16 before tensor cores multiply them: of a slot's largest value, about four times what numpy loses so.
+RESIDENT_LIMIT = 0.02
+# All experts are chosen, so that no rounding changes the choice.
+RESIDENT_MODELS: dict[str, dict[str, Any]] = {
+    "mxfp4": {"weights": "mxfp4", "overrides": {"num_experts_per_tok": 8}},
+    "fp8-fused": {"weights": "fp8", "layout": "fused", "overrides": {"num_experts_per_tok": 8}},
+}
+
+
+@pytest.fixture
+def resident(tmp_path: Path) -> Iterator[tuple[Callable[[str], Any], Callable[[str], Path]]]:
+    """Loaded engines of the resident path by their model, and where that is."""
+    image = cuda_image("resident")
+    if not image.is_file():
+        pytest.skip("not run: no resident kernels were built")
+    engines: list[Any] = []
+
+    def path(name: str) -> Path:
+        if not (tmp_path / name).is_dir():
+            make(tmp_path / name, progress=False, **RESIDENT_MODELS[name])
+        return tmp_path / name
+
+    def get(name: str) -> Any:
+        arguments, _ = engine_arguments(path(name))
+        engine = _probe.Engine(*arguments, threads=2, precision="exact", device=0, image=str(image), variant="resident")
+        engines.append(engine)
+        engine.load()
+        return engine
+
+    yield get, path
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", RESIDENT_MODELS)
+def test_every_operation_of_the_resident_kernel_is_the_oracle_s(resident: Any, name: str) -> None:
+    opened, path = resident
+    gpu, tokens = opened(name), token_ids(8, seed=7)
+    assert first_wrong(gpu, path(name), tokens, RESIDENT_LIMIT) is None
+    *_, (last, _, logits, _) = every_slot(gpu, path(name), tokens)
+    assert last == "head"
+    assert np.array_equal(logits, gpu.logits(tokens))
+
+
+def test_a_fault_of_the_resident_kernel_is_found_at_its_operation(resident: Any) -> None:
+    opened, path = resident
+    faults_are_found_at_their_operations(lambda: opened("mxfp4"), path("mxfp4"), RESIDENT_LIMIT)
 
 
 def test_the_built_in_model(pair: Any, tmp_path: Path) -> None:

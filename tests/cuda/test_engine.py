@@ -14,6 +14,7 @@ from cuda_cases import (
     draft_logits_are_the_cpus,
     engine_arguments,
     every_slot,
+    first_wrong,
     hidden_states_are_the_cpus,
     logits_are_the_cpus,
     logits_do_not_depend_on_width,
@@ -152,16 +153,31 @@ def test_a_profile_counts_every_operation(pair: Any) -> None:
     assert set(told["ops"]).isdisjoint({"draft_fuse", "draft_kv", "draft_embed"})
 
 
-def test_a_step_that_stops_after_an_operation(pair: Any) -> None:
-    cpu, gpu = pair("mxfp4")
+@pytest.mark.parametrize("name", MODELS)
+def test_every_operation_is_the_oracle_s(pair: Any, model_path: Any, name: str) -> None:
+    _, gpu = pair(name)
     prompt = token_ids(8, seed=7)
-    wrote = dict(every_slot(gpu, prompt))
-    ends = ["dense_down of layer 0", *(f"expert_down of layer {layer}" for layer in (1, 2, 3))]
-    for end, want in zip(ends, cpu.hidden_states(prompt, range(4)), strict=True):
-        assert np.abs(wrote[end] - want).max() <= 1e-4 * np.abs(want).max()
-    assert np.array_equal(wrote["head"], gpu.logits(prompt))
-    with pytest.raises(ValueError, match="1 to 8 rows"):
-        _probe.cuda_trace(gpu, token_ids(9), 1, 4)
+    assert first_wrong(gpu, model_path(name), prompt) is None
+    *_, (last, _, logits, _) = every_slot(gpu, model_path(name), prompt)
+    assert last == "head"
+    assert np.array_equal(logits, gpu.logits(prompt))
+
+
+def test_what_cannot_be_traced_is_said(pair: Any) -> None:
+    _, gpu = pair("mxfp4")
+    for tokens, stop, slot, text in [
+        (token_ids(9), 1, 4, "1 to 8 rows, found 9"),
+        ([1], 0, 4, "operations, found 0"),
+        ([1], 1, 1, "a slot that the target's operations write"),
+        ([1], 1, 1024, "a slot that the target's operations write"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            _probe.cuda_trace(gpu, tokens, stop, slot)
+    with pytest.raises(ValueError, match="a stage of the resident kernel's steps"):
+        _probe.cuda_skip(gpu, 0)
+    _, fast = pair("mxfp4", "fast")
+    with pytest.raises(NotImplementedError, match="keys and values in float"):
+        _probe.cuda_trace(fast, [1], 2, 16)
 
 
 # ---- failures ----

@@ -13,10 +13,14 @@ from cuda_cases import (
     answers_beside_each_other_are_those_alone,
     draft_logits_are_the_cpus,
     engine_arguments,
+    every_slot,
+    faults_are_found_at_their_operations,
+    first_wrong,
     hidden_states_are_the_cpus,
     logits_are_the_cpus,
     logits_do_not_depend_on_width,
     raises,
+    slot_after,
     speculation_changes_nothing,
     token_ids,
 )
@@ -99,8 +103,38 @@ def test_hidden_states_and_drafts(opened: Any) -> None:
     cpu, gpu = opened("mxfp4", "cpu"), opened("mxfp4")
     hidden_states_are_the_cpus(cpu, gpu, layers=4)
     draft_logits_are_the_cpus(cpu, gpu)
-    with pytest.raises(Exception, match="trace: expected the plain path, found the resident one"):
-        _probe.cuda_trace(gpu, token_ids(3), 1, 4)
+
+
+# ---- operation by operation ----
+
+TOKENS = token_ids(8, seed=7)
+
+
+@pytest.mark.parametrize("processors", [2, 7])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_operation_is_the_oracle_s(opened: Any, model_path: Any, name: str, processors: int) -> None:
+    _probe.cuda_fake(memory=GB, processors=processors)
+    gpu = opened(name)
+    want = gpu.logits(TOKENS)
+    assert first_wrong(gpu, model_path(name), TOKENS) is None
+    *_, (last, _, logits, _) = every_slot(gpu, model_path(name), TOKENS)
+    assert last == "head"
+    assert np.array_equal(logits, want)
+    assert np.array_equal(gpu.logits(TOKENS), want)  # a trace leaves the counters of whole steps alone
+    for rows in (1, 3):
+        assert np.array_equal(slot_after(gpu, TOKENS[:rows], 6, "x"), slot_after(gpu, TOKENS, 6, "x")[:rows])
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 6, 8, 10])
+def test_a_device_that_fails_while_it_is_traced(opened: Any, after: int) -> None:
+    gpu = opened("mxfp4")
+    _probe.cuda_fake(memory=GB, processors=2, fail_at=after, fail_result=LOST, fail_for_good=True)
+    assert "CUDA_ERROR_FAKED (700" in raises(EngineError, lambda: slot_after(gpu, TOKENS, 6, "x"))
+
+
+@pytest.mark.parametrize("limit", [2e-4, 0.02], ids=["float32", "as-on-a-gpu"])
+def test_a_fault_is_found_at_its_operation(opened: Any, model_path: Any, limit: float) -> None:
+    faults_are_found_at_their_operations(lambda: opened("mxfp4"), model_path("mxfp4"), limit)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
