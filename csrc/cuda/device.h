@@ -23,7 +23,10 @@ typedef enum mimo_cuda_kernel {
     MIMO_CUDA_KERNELS
 } mimo_cuda_kernel;
 
-enum { MIMO_CUDA_WARPS = 8 }; /* of a CTA of the plain path, as plain.cu has it */
+enum {
+    MIMO_CUDA_WARPS = 8,               /* of a CTA of the plain path, as plain.cu has it; */
+    MIMO_CUDA_PLAIN_SHARED = 48 << 10, /* bytes of shared memory that it may have without asking for more */
+};
 
 typedef struct mimo_cuda_device {
     mimo_cuda_driver driver;

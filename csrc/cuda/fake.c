@@ -9,7 +9,7 @@
 #include "cuda/fake_work.h"
 #include "cuda/host_ctas.h"
 
-enum { HEADER = 256, MOST_QUEUED = 1 << 16, CTA_MEMORY = 227 << 10 };
+enum { HEADER = 256, MOST_QUEUED = 1 << 16 };
 
 typedef struct work_list {
     mimo_fake_work *item;
@@ -112,7 +112,7 @@ static int fake_device_attribute(int *value, int attribute, int device)
     ENTER();
     *value = attribute == MIMO_CUDA_ATTRIBUTE_PROCESSORS     ? (int)fake.options.processors
              : attribute == MIMO_CUDA_ATTRIBUTE_MAJOR        ? 9
-             : attribute == MIMO_CUDA_ATTRIBUTE_SHARED_BYTES ? CTA_MEMORY
+             : attribute == MIMO_CUDA_ATTRIBUTE_SHARED_BYTES ? MIMO_SM90_SHARED
                                                              : 0;
     return leave(0);
 }
@@ -332,7 +332,7 @@ static int fake_function_attribute(void *function, int attribute, int value)
 {
     (void)function;
     ENTER();
-    return leave(attribute == MIMO_CUDA_FUNCTION_SHARED_BYTES && value <= CTA_MEMORY ? 0 : FAKE_INVALID_VALUE);
+    return leave(attribute == MIMO_CUDA_FUNCTION_SHARED_BYTES && value <= MIMO_SM90_SHARED ? 0 : FAKE_INVALID_VALUE);
 }
 
 static int fake_launch_together(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
@@ -342,7 +342,8 @@ static int fake_launch_together(void *function, unsigned grid_x, unsigned grid_y
     (void)stream;
     ENTER();
     mimo_fake_work item = {.kind = WORK_RESIDENT, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
-    const bool fits = grid_x <= fake.options.processors && grid_x <= MIMO_HOST_MOST_CTAS && shared_bytes <= CTA_MEMORY;
+    const bool fits =
+        grid_x <= fake.options.processors && grid_x <= MIMO_HOST_MOST_CTAS && shared_bytes <= MIMO_SM90_SHARED;
     if (grid_y * grid_z * block_y * block_z != 1 || !fits || block_x != MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM ||
         strcmp(function, "mimo_resident") != 0)
         return leave(FAKE_INVALID_VALUE);

@@ -4,10 +4,9 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "cuda/device.h"
 #include "cuda/host_ctas.h"
 #include "cuda/plain_host.h"
-
-enum { SHARED_MEMORY = 48 << 10 };
 
 /* Memory of CTAs is full of NaN each time, and as short as the layout says it is. */
 static int run_resident(const mimo_fake_work *item)
@@ -15,7 +14,7 @@ static int run_resident(const mimo_fake_work *item)
     const mimo_fake_resident *r = &item->resident;
     const size_t scratch = (r->layout.activations - MIMO_RESIDENT_SCRATCH) / sizeof(float);
     const size_t ring = (size_t)r->layout.pages * MIMO_RING_PAGE;
-    if (r->layout.ring + ring > item->bytes || r->layout.page_bytes != MIMO_RING_PAGE)
+    if (mimo_resident_layout_end(&r->layout) > item->bytes || r->layout.page_bytes != MIMO_RING_PAGE)
         return FAKE_INVALID_VALUE;
     mimo_host_ctas all = {.machine = &r->machine,
                           .lost = r->lost,
@@ -53,7 +52,7 @@ int mimo_fake_run(const mimo_fake_work *item)
         mimo_fill_host_run(&item->fill, item->ctas);
         return 0;
     }
-    static float scratch[SHARED_MEMORY / sizeof(float)];
+    static float scratch[MIMO_CUDA_PLAIN_SHARED / sizeof(float)];
     if (item->kind == WORK_RESIDENT)
         return run_resident(item);
     if (item->bytes > sizeof scratch)

@@ -13,6 +13,7 @@ enum {
     MIMO_RESIDENT_WARPS = MIMO_RESIDENT_TEAM / 32,
     MIMO_RESIDENT_FLAG = 2 * MIMO_RING_MOST * 8, /* offset of a flag, behind the barriers of full and empty places */
     MIMO_RESIDENT_SCRATCH = (MIMO_RESIDENT_FLAG / 128 + 1) * 128, /* offset of the team's scratch */
+    MIMO_SM90_SHARED = 227 << 10, /* bytes of shared memory that a CTA may have on sm_90, static ones included */
 };
 
 /* Shared memory in bytes from its beginning: barriers and a flag, the team's scratch, activations, the ring. */
@@ -29,6 +30,26 @@ static inline uint32_t mimo_resident_fixed_bytes(uint32_t head, uint32_t value)
 {
     const size_t scratch = mimo_tile_scratch_floats(MIMO_RESIDENT_WARPS, head, value) * sizeof(float);
     return MIMO_RESIDENT_SCRATCH + (uint32_t)((scratch + 127) / 128 * 128);
+}
+
+/* What a launch tells the kernel, of the sizes that were picked (mimo_shared, pick.h) and a patience in nanoseconds. */
+static inline mimo_resident_layout mimo_resident_layout_of(uint32_t fixed, uint32_t activations, uint32_t pages,
+                                                           uint64_t patience)
+{
+    mimo_resident_layout layout;
+    layout.pages = pages;
+    layout.page_bytes = MIMO_RING_PAGE;
+    layout.activations = fixed;
+    layout.ring = fixed + activations;
+    layout.patience = (uint32_t)(patience / MIMO_RESIDENT_TICK_NS);
+    layout.stretch = layout.patience / MIMO_RESIDENT_STRETCHES + 1;
+    return layout;
+}
+
+/* Where the layout ends. */
+static inline uint32_t mimo_resident_layout_end(const mimo_resident_layout *layout)
+{
+    return layout->ring + layout->pages * layout->page_bytes;
 }
 
 #endif

@@ -1,6 +1,9 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/size.h"
+#include "cuda/device.h"
+#include "cuda/launch.h"
 #include "cuda/moe.h"
 #include "engine/state.h"
 #include "python/module.h"
@@ -179,6 +182,34 @@ static PyObject *queue_tables(PyObject *module, PyObject *capsule)
         "a_elements", (unsigned long long)q->a_elements, "q_elements", (unsigned long long)q->q_elements);
 }
 
+/* shared_use(queues) -> (kernel, role, what, bytes) of the shared memory that CTAs are launched with. */
+static PyObject *shared_use(PyObject *module, PyObject *capsule)
+{
+    (void)module;
+    const lowered *l = PyCapsule_GetPointer(capsule, capsule_name);
+    if (l == NULL)
+        return NULL;
+    const mimo_shared *s = &l->model.q.shared;
+    const mimo_resident_layout layout = mimo_resident_layout_of(s->fixed_bytes, s->activation_bytes, s->ring_pages, 0);
+    size_t plain = mimo_cuda_scratch_floats(&l->config[MIMO_TAPE_TARGET], MIMO_CUDA_WARPS);
+    if (l->model.has_draft)
+        plain = mimo_max(plain, mimo_cuda_scratch_floats(&l->config[MIMO_TAPE_DRAFT], MIMO_CUDA_WARPS));
+    return Py_BuildValue("[(sssI)(sssI)(sssI)(sssI)(sssn)]", "mimo_resident", "both", "barriers",
+                         (unsigned)MIMO_RESIDENT_SCRATCH, "mimo_resident", "compute", "scratch",
+                         layout.activations - MIMO_RESIDENT_SCRATCH, "mimo_resident", "compute", "activations",
+                         layout.ring - layout.activations, "mimo_resident", "load", "ring",
+                         mimo_resident_layout_end(&layout) - layout.ring, "mimo_plain", "compute", "scratch",
+                         (Py_ssize_t)(plain * sizeof(float)));
+}
+
+/* shared_limits() -> bytes that a CTA of each kernel may have on sm_90, static and dynamic. */
+static PyObject *shared_limits(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return Py_BuildValue("{sisi}", "mimo_resident", MIMO_SM90_SHARED, "mimo_plain", MIMO_CUDA_PLAIN_SHARED);
+}
+
 /* queue_run(queues, tasks, begin, seed, orders, steps, first_step, bug) -> (what went wrong or None, events, pages,
  * pages asked for before what their task waits for was ready). bug: "", "ring", "compare" or "signal". */
 static PyObject *queue_run(PyObject *module, PyObject *args)
@@ -266,6 +297,8 @@ PyMethodDef mimo_probe_lower_methods[] = {
     {"moe_sort", moe_sort, METH_VARARGS, "chosen, weight, order -> (expert, begin, row, weight)"},
     {"lower", lower, METH_VARARGS, "engine, sms, shared_bytes, l2_bytes, world -> queues"},
     {"queue_tables", queue_tables, METH_O, "queues -> dict"},
+    {"shared_use", shared_use, METH_O, "queues -> [(kernel, role, what, bytes)] at a launch"},
+    {"shared_limits", shared_limits, METH_NOARGS, "() -> {kernel: bytes of shared memory of a CTA on sm_90}"},
     {"queue_run", queue_run, METH_VARARGS,
      "queues, tasks, begin, seed, orders, steps, first_step, bug -> (text or None, events, pages, early pages)"},
     {NULL, NULL, 0, NULL},
