@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from mimo_ultraspeed import _probe
 
 STEPS = (1, 2, 4, 8, 64)
-BYTES_PER_WEIGHT = {"f32": 4.0, "bf16": 2.0, "fp8": 1.0 + 4 / 128, "mxfp4": 0.5 + 1 / 32, "q8": 1.0 + 2 / 32}
-KERNELS = [("q8", "mxfp4"), ("q8", "q8"), ("f32", "f32"), ("f32", "bf16"), ("f32", "fp8"), ("f32", "mxfp4")]
+BYTES_PER_WEIGHT = {"f32": 4.0, "bf16": 2.0, "fp8": 1.0 + 4 / 128, "mxfp4": 0.5 + 1 / 32, "q8": 1.0 + 2 / 32, "q4": 0.5 + 4 / 32}
+KERNELS = [("q8", "mxfp4"), ("q8", "q8"), ("q8", "q4"), ("f32", "f32"), ("f32", "bf16"), ("f32", "fp8"), ("f32", "mxfp4")]
 
 
 def aligned(count: int) -> NDArray[np.uint8]:
@@ -31,10 +31,10 @@ def aligned(count: int) -> NDArray[np.uint8]:
 
 def random_panel(packing: str, rows: int, cols: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Bytes of data and scales of a random panel; every value is finite and of ordinary size."""
-    data = aligned(rows * cols * {"f32": 4, "bf16": 2, "fp8": 1, "mxfp4": 1, "q8": 1}[packing] // (2 if packing == "mxfp4" else 1))
-    scales = aligned(
-        {"f32": 0, "bf16": 0, "fp8": rows * -(-cols // 128) * 4, "mxfp4": rows * cols // 32, "q8": rows * cols // 16}[packing]
-    )
+    data = aligned(int(rows * cols * {"f32": 4, "bf16": 2, "fp8": 1, "mxfp4": 0.5, "q8": 1, "q4": 0.5}[packing]))
+    blocks = rows * cols // 32
+    of_scales = {"f32": 0, "bf16": 0, "fp8": rows * -(-cols // 128) * 4, "mxfp4": blocks, "q8": 2 * blocks, "q4": 4 * blocks}
+    scales = aligned(of_scales[packing])
     if packing == "f32":
         data.view(np.float32)[:] = rng.standard_normal(rows * cols, dtype=np.float32)
     elif packing == "bf16":
@@ -45,6 +45,8 @@ def random_panel(packing: str, rows: int, cols: int, rng: np.random.Generator) -
         data[data == 128] = 0
     if packing == "mxfp4":
         scales[:] = 120
+    elif packing == "q4":
+        scales.view(np.float16)[:] = 0.01
     elif packing == "q8":
         scales.view(np.uint16)[:] = 0x3C00
     elif packing == "fp8":

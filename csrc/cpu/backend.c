@@ -10,6 +10,13 @@ static void parallel(mimo_backend *self, void (*fn)(void *context, size_t i, siz
     mimo_pool_parallel(((mimo_cpu *)self)->pool, fn, context, n);
 }
 
+static void count_weights(mimo_cpu *cpu)
+{
+    mimo_memory *memory = &cpu->base.memory;
+    memory->draft_weights = cpu->draft != NULL ? cpu->draft->cpu.slab_bytes : 0;
+    memory->weights = cpu->slab_bytes + memory->draft_weights;
+}
+
 static mimo_status load(mimo_backend *self, const mimo_file *files, atomic_uint_fast64_t *done,
                         const atomic_bool *cancel, mimo_error *err)
 {
@@ -18,6 +25,7 @@ static mimo_status load(mimo_backend *self, const mimo_file *files, atomic_uint_
     const mimo_status status = cpu->draft != NULL ? mimo_cpu_draft_load(cpu->draft, files, done, cancel, err) : MIMO_OK;
     if (status != MIMO_OK)
         mimo_cpu_release_weights(cpu);
+    count_weights(cpu);
     return status;
 }
 
@@ -95,6 +103,7 @@ static mimo_status open_parts(mimo_cpu *cpu, const mimo_draft *draft, const mimo
     MIMO_TRY(mimo_cpu_open_workspace(cpu, err));
     if (draft != NULL)
         MIMO_TRY(mimo_cpu_draft_open(cpu, draft, err));
+    count_weights(cpu);
     return mimo_pool_open(&cpu->pool, cpu->threads, options->pin, options->nodes, err);
 }
 

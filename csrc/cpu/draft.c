@@ -189,11 +189,7 @@ mimo_status mimo_cpu_draft_open(mimo_cpu *target, const mimo_draft *source, mimo
     cpu->draft = draft;
     MIMO_TRY(open_parts(draft, err));
 
-    mimo_memory *total = &target->base.memory;
-    const mimo_memory *own = &cpu->base.memory;
-    total->weights += own->weights;
-    total->draft_weights = own->weights;
-    total->workspace += own->workspace;
+    target->base.memory.workspace += cpu->base.memory.workspace;
     mimo_cpu_count_kv(target, &cpu->kv_layout);
     target->base.load_bytes += cpu->base.load_bytes;
     target->base.draft = draft_step;

@@ -36,14 +36,16 @@ typedef struct mimo_act {
  *   FP8: w = e4m3 * scale rounded once (float product);  MXFP4: w = e2m1 * 2^e (exact).
  * Integer (fast) kernels, block b of 32 ascending: acc = fma(dw * dx, (float)dot_b, acc), dot_b the exact integer
  *   sum over the block of wq * q; MXFP4: wq = doubled E2M1 (-12..12), dw = 2^(e-128) i.e. half the block scale; Q8: dw
- * = BF16 scale. dw * dx is rounded once. MXFP4 scale codes 0 and 1 give subnormal halves: dw must still be right. */
+ *   = BF16 scale; Q4: wq = 0..15, dw the step, and then acc = fma(m, dx * (float)sum_b, acc), m the least value, sum_b
+ *   the sum of q over the block. dw * dx and dx * sum_b are rounded once. MXFP4 scale codes 0 and 1 give subnormal
+ *   halves: dw must still be right. */
 typedef void mimo_gemm(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
                        const uint16_t *rows, size_t T);
 
 typedef struct mimo_kernels {
     const char *name; /* "ref", "avx2", "avxvnni", "avx512", "neon" */
 
-    /* By packing; NULL where the combination does not exist (float: Q8; integer: F32, BF16, FP8). */
+    /* By packing; NULL where the combination does not exist (float: Q8, Q4; integer: F32, BF16, FP8). */
     mimo_gemm *gemm_f32[MIMO_PACK_COUNT];
     mimo_gemm *gemm_q8[MIMO_PACK_COUNT];
 

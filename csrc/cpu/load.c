@@ -13,6 +13,8 @@
 /* Of source that a worker reads at a time. Whoever packs a unit is the first to write its pages, which are then of its
  * memory node: so every node's workers pack the node's shares, and nobody helps them. */
 enum { UNIT_BYTES = 1 << 20 };
+/* Rows looked at together, in eights, for levels: most matrices have none in their first block. */
+enum { SURVEY_OCTETS = 8 };
 
 /* One matrix to pack. */
 typedef struct item {
@@ -65,8 +67,8 @@ static void visit_panels(mimo_cpu *cpu, visit *fn, void *context)
 }
 
 typedef struct totals {
-    size_t slab, panels, most_scratch;
-    uint64_t source, per_token, experts;
+    size_t slab;
+    uint64_t per_token, experts;
     bool overflow;
 } totals;
 
@@ -85,10 +87,18 @@ static void add_bytes(totals *t, size_t *sum, size_t count, size_t size)
 
 static void plan_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
 {
-    totals *t = context;
+    uint64_t *source = context;
     const bool fast = !cpu->exact && use != ROLE_FLOAT;
     *panel = (mimo_panel){
         .packing = mimo_packing_choose(matrix->format, matrix->cols, fast), .rows = matrix->rows, .cols = matrix->cols};
+    *source += (uint64_t)matrix->rows * mimo_format_row_bytes(matrix->format, matrix->cols);
+}
+
+static void add_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
+{
+    (void)cpu;
+    (void)matrix;
+    totals *t = context;
     const size_t octets = mimo_panel_octets(panel);
     const size_t before = t->slab;
     add_bytes(t, &t->slab, octets, mimo_panel_octet_bytes(panel->packing, panel->cols));
@@ -96,9 +106,19 @@ static void plan_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matr
     add_bytes(t, &t->slab, octets, mimo_panel_octet_scale_bytes(panel->packing, panel->cols));
     t->slab = mimo_round_up(t->slab, 64);
     *(use == ROLE_EXPERT ? &t->experts : &t->per_token) += t->slab - before;
-    t->source += (uint64_t)matrix->rows * mimo_format_row_bytes(matrix->format, matrix->cols);
-    t->most_scratch = mimo_max(t->most_scratch, mimo_pack_scratch_bytes(matrix, unit_octets(matrix)));
-    t->panels++;
+}
+
+/* What the panels take, by their packings. */
+static mimo_status count_panels(mimo_cpu *cpu, mimo_error *err)
+{
+    const mimo_config *c = cpu->config;
+    totals t = {0};
+    visit_panels(cpu, add_panel, &t);
+    if (t.overflow)
+        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: the packed weights exceed the address space");
+    cpu->slab_bytes = t.slab;
+    cpu->base.memory.read_per_token = t.per_token + (c->experts > 0 ? t.experts * c->top_k / c->experts : 0);
+    return MIMO_OK;
 }
 
 static void place_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *matrix, role use, void *context)
@@ -135,16 +155,9 @@ mimo_status mimo_cpu_plan_weights(mimo_cpu *cpu, mimo_error *err)
         cpu->layer[i].down = next + 2 * (size_t)n;
         next += 3 * (size_t)n;
     }
-    totals t = {0};
-    visit_panels(cpu, plan_panel, &t);
-    if (t.overflow)
-        return MIMO_FAIL(err, MIMO_ERR_NOMEM, "out of memory: the packed weights exceed the address space");
-    cpu->slab_bytes = t.slab;
-    cpu->base.memory.weights = t.slab;
-    cpu->base.memory.embedding = embed_bytes(cpu);
-    cpu->base.memory.read_per_token = t.per_token + (c->experts > 0 ? t.experts * c->top_k / c->experts : 0);
-    cpu->base.load_bytes = t.source + embed_bytes(cpu);
-    return MIMO_OK;
+    cpu->base.load_bytes = cpu->base.memory.embedding = embed_bytes(cpu);
+    visit_panels(cpu, plan_panel, &cpu->base.load_bytes);
+    return count_panels(cpu, err);
 }
 
 /* ---- loading ---- */
@@ -201,7 +214,8 @@ static void count_panel(mimo_cpu *cpu, mimo_panel *panel, const mimo_matrix *mat
     (void)use;
     loader *l = context;
     l->items++;
-    l->scratch_bytes = mimo_max(l->scratch_bytes, mimo_pack_scratch_bytes(matrix, unit_octets(matrix)));
+    const size_t most = mimo_max(unit_octets(matrix), SURVEY_OCTETS);
+    l->scratch_bytes = mimo_max(l->scratch_bytes, mimo_pack_scratch_bytes(matrix, most));
 }
 
 static mimo_status load_embedding(loader *l, size_t unit, mimo_error *err)
@@ -249,6 +263,42 @@ static mimo_status load_unit(loader *l, size_t unit, size_t worker, mimo_error *
     return MIMO_OK;
 }
 
+/* The first error stays, and ends the work of all. */
+static void keep_error(loader *l, const mimo_error *error)
+{
+    pthread_mutex_lock(&l->mutex);
+    if (!atomic_exchange(&l->failed, true))
+        l->error = *error;
+    pthread_mutex_unlock(&l->mutex);
+}
+
+static mimo_status loader_status(const loader *l, mimo_error *err)
+{
+    if (l->error.code != MIMO_OK)
+        *err = l->error;
+    return l->error.code;
+}
+
+/* A matrix whose values come from four bits goes back to them. */
+static void survey_item(void *context, size_t i, size_t worker)
+{
+    loader *l = context;
+    const item *it = &l->item[i];
+    if (it->panel->packing != MIMO_PACK_Q8 || it->matrix->format != MIMO_FORMAT_BF16)
+        return;
+    const size_t octets = mimo_panel_octets(it->panel);
+    bool levels = true;
+    for (size_t octet = 0; levels && octet < octets; octet += SURVEY_OCTETS) {
+        mimo_error error = {0};
+        if (mimo_panel_survey(&levels, it->matrix, octet, mimo_min(SURVEY_OCTETS, octets - octet), l->files,
+                              l->scratch + worker * l->scratch_bytes, &error) != MIMO_OK)
+            keep_error(l, &error);
+        levels &= !atomic_load(&l->failed) && !atomic_load(l->cancel);
+    }
+    if (levels)
+        it->panel->packing = MIMO_PACK_Q4;
+}
+
 static void load_worker(void *context, mimo_worker *worker)
 {
     loader *l = context;
@@ -259,10 +309,7 @@ static void load_worker(void *context, mimo_worker *worker)
             (void)MIMO_FAIL(&error, MIMO_ERR_ENGINE, "loading was cancelled");
         else if (load_unit(l, unit, worker->index, &error) == MIMO_OK)
             continue;
-        pthread_mutex_lock(&l->mutex);
-        if (!atomic_exchange(&l->failed, true))
-            l->error = error;
-        pthread_mutex_unlock(&l->mutex);
+        keep_error(l, &error);
     }
 }
 
@@ -353,6 +400,10 @@ static mimo_status open_loader(loader *l, mimo_error *err)
 
 static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
 {
+    MIMO_TRY(open_loader(l, err));
+    mimo_pool_parallel(cpu->pool, survey_item, l, l->items);
+    MIMO_TRY(loader_status(l, err));
+    MIMO_TRY(count_panels(cpu, err));
     MIMO_TRY(mimo_alloc_array(&cpu->slab, 1, cpu->slab_bytes, "packed weights", err));
     MIMO_TRY(mimo_alloc_array(&cpu->embed, 1, embed_bytes(cpu), "embedding table", err));
     if (mimo_pool_nodes(cpu->pool) == 1) /* else pages are small, so that one is of the node that reads it */
@@ -361,12 +412,8 @@ static mimo_status load_all(mimo_cpu *cpu, loader *l, mimo_error *err)
     size_t at = 0;
     visit_panels(cpu, place_panel, &at);
     MIMO_TRY(load_vectors(cpu, l->files, err));
-    MIMO_TRY(open_loader(l, err));
     mimo_pool_run(cpu->pool, load_worker, l);
-    if (l->error.code != MIMO_OK) {
-        *err = l->error;
-        return l->error.code;
-    }
+    MIMO_TRY(loader_status(l, err));
     mimo_cpu_mark_routes(cpu);
     return MIMO_OK;
 }

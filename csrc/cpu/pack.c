@@ -6,6 +6,7 @@
 
 #include "base/size.h"
 #include "format/bf16.h"
+#include "format/f16.h"
 #include "format/fp8.h"
 #include "format/mxfp4.h"
 
@@ -194,6 +195,118 @@ mimo_pack_fault mimo_pack_q8_of_fp8(uint8_t *data, uint8_t *scales, const mimo_p
         for (int i = 0; i < BLOCK; i++)
             x[i] = value[codes[i]] * scale;
         store_q8(data, scales, x, value[largest_fp8(codes, BLOCK)] * fabsf(scale), block, r);
+    }
+    return NULL;
+}
+
+/* Four lanes by the compiler's own vectors, which it would not find by itself in sums of floats. */
+typedef float four __attribute__((vector_size(16)));
+
+enum { FOURS = BLOCK / 4 };
+
+/* 16 even levels: value = step * code + least. */
+typedef struct levels {
+    uint16_t step, least; /* F16 */
+    four code[FOURS];     /* 0 .. 15 */
+} levels;
+
+static float sum_of(four x)
+{
+    return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
+/* The least and the largest value of a block. */
+static void find_range(float *lowest, float *highest, const uint16_t x[BLOCK])
+{
+    int16_t low = INT16_MAX, high = INT16_MIN; /* of the codes as integers that compare as the values do */
+    for (int i = 0; i < BLOCK; i++) {
+        const int16_t code = (int16_t)x[i], ordered = (int16_t)(code ^ ((code >> 15) & 0x7fff));
+        low = ordered < low ? ordered : low;
+        high = ordered > high ? ordered : high;
+    }
+    *lowest = mimo_bf16_decode((uint16_t)(low ^ ((low >> 15) & 0x7fff)));
+    *highest = mimo_bf16_decode((uint16_t)(high ^ ((high >> 15) & 0x7fff)));
+}
+
+/* The line through (code, x) by least squares; codes by the distance from the least of x. Where the range has no
+ * reciprocal the result is nothing near x. */
+static void fit_levels(levels *out, const four x[FOURS], float lowest, float highest)
+{
+    const float apart = highest - lowest, steps = apart > 0.0f ? 15.0f / apart : 0.0f;
+    four above = {0}, product = {0}, codes = {0}, squares = {0};
+    for (int i = 0; i < FOURS; i++) {
+        const four from_least = x[i] - lowest, code = (from_least * steps + ROUNDING) - ROUNDING;
+        out->code[i] = code;
+        above += from_least;
+        product += from_least * code;
+        codes += code;
+        squares += code * code;
+    }
+    const float sum = sum_of(codes);
+    const float spread = BLOCK * sum_of(squares) - sum * sum; /* exact; 0: all codes are the same */
+    const float rise = BLOCK * sum_of(product) - sum * sum_of(above);
+    const float step = spread > 0.0f ? rise / spread : 0.0f;
+    out->step = mimo_f16_encode(step);
+    out->least = mimo_f16_encode(lowest + (sum_of(above) - step * sum) / BLOCK);
+}
+
+/* Whether the squared error is at most that of rounding evenly spread values to Q8: a twelfth of a squared step each.
+ */
+static bool levels_are_near(const levels *l, const four x[FOURS], float amax)
+{
+    if ((l->step & MIMO_F16_INFINITY) == MIMO_F16_INFINITY || (l->least & MIMO_F16_INFINITY) == MIMO_F16_INFINITY)
+        return false;
+    if (amax == 0.0f)
+        return true;
+    const float step = mimo_f16_decode(l->step), least = mimo_f16_decode(l->least), q8_steps = 127.0f / amax;
+    four squares = {0};
+    for (int i = 0; i < FOURS; i++) {
+        const four error = (step * l->code[i] + least - x[i]) * q8_steps;
+        squares += error * error;
+    }
+    return sum_of(squares) <= BLOCK / 12.0f; /* false for a NaN */
+}
+
+/* False where 16 levels do not do. */
+static bool find_levels(levels *out, const uint16_t codes[BLOCK])
+{
+    const int16_t largest = largest_bf16(codes, BLOCK);
+    if (largest >= 0x7f80)
+        return false;
+    four x[FOURS];
+    uint32_t bits[BLOCK];
+    for (int i = 0; i < BLOCK; i++)
+        bits[i] = (uint32_t)codes[i] << 16;
+    memcpy(x, bits, sizeof x);
+    float lowest, highest;
+    find_range(&lowest, &highest, codes);
+    fit_levels(out, x, lowest, highest);
+    return levels_are_near(out, x, mimo_bf16_decode((uint16_t)largest));
+}
+
+bool mimo_pack_has_levels(const uint16_t *x, size_t n)
+{
+    levels l;
+    for (size_t i = 0; i < n; i += BLOCK)
+        if (!find_levels(&l, x + i))
+            return false;
+    return true;
+}
+
+mimo_pack_fault mimo_pack_q4_of_bf16(uint8_t *data, uint8_t *scales, const mimo_pack_row *row, size_t r)
+{
+    const uint16_t *from = (const uint16_t *)(const void *)row->data;
+    for (size_t block = 0; block < row->cols / BLOCK; block++) {
+        levels l;
+        if (!find_levels(&l, from + block * BLOCK))
+            return "expected blocks of 32 weights on 16 even levels, found other values";
+        uint8_t *to = data + block * BLOCK / 2 * LANES + r * 4;
+        for (int i = 0; i < FOURS / 2; i++)
+            for (int b = 0; b < 4; b++)
+                to[i * 4 * LANES + b] = (uint8_t)((int)l.code[2 * i][b] | (int)l.code[2 * i + 1][b] << 4);
+        uint16_t *scale = (uint16_t *)(void *)scales + block * 2 * LANES + r;
+        scale[0] = l.step;
+        scale[LANES] = l.least;
     }
     return NULL;
 }

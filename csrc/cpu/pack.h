@@ -21,5 +21,10 @@ typedef mimo_pack_fault mimo_pack_lane(uint8_t *data, uint8_t *scales, const mim
 
 mimo_pack_lane mimo_pack_f32, mimo_pack_bf16, mimo_pack_fp8, mimo_pack_mxfp4;
 mimo_pack_lane mimo_pack_q8_of_f32, mimo_pack_q8_of_bf16, mimo_pack_q8_of_fp8;
+/* Refuses what mimo_pack_has_levels does. */
+mimo_pack_lane mimo_pack_q4_of_bf16;
+
+/* Whether each block of 32 of x [n] lies near 16 even levels; n % 32 == 0. */
+bool mimo_pack_has_levels(const uint16_t *x, size_t n);
 
 #endif

@@ -24,13 +24,13 @@ typedef struct batch {
 
 const char *mimo_packing_name(mimo_packing packing)
 {
-    static const char *const names[MIMO_PACK_COUNT] = {"f32", "bf16", "fp8", "mxfp4", "q8"};
+    static const char *const names[MIMO_PACK_COUNT] = {"f32", "bf16", "fp8", "mxfp4", "q8", "q4"};
     return names[packing];
 }
 
 size_t mimo_panel_octet_bytes(mimo_packing packing, uint32_t cols)
 {
-    static const size_t half_bytes[MIMO_PACK_COUNT] = {8, 4, 2, 1, 2};
+    static const size_t half_bytes[MIMO_PACK_COUNT] = {8, 4, 2, 1, 2, 1};
     return (size_t)cols * LANES * half_bytes[packing] / 2;
 }
 
@@ -43,6 +43,8 @@ size_t mimo_panel_octet_scale_bytes(mimo_packing packing, uint32_t cols)
         return cols / BLOCK * (size_t)LANES;
     case MIMO_PACK_Q8:
         return cols / BLOCK * (size_t)LANES * sizeof(uint16_t);
+    case MIMO_PACK_Q4:
+        return cols / BLOCK * (size_t)LANES * 2 * sizeof(uint16_t);
     default:
         return 0;
     }
@@ -143,6 +145,8 @@ static mimo_pack_lane *lane_packer(mimo_format format, mimo_packing packing)
     };
     if (packing == MIMO_PACK_Q8)
         return q8[format];
+    if (packing == MIMO_PACK_Q4)
+        return format == MIMO_FORMAT_BF16 ? mimo_pack_q4_of_bf16 : NULL;
     return packing == mimo_packing_choose(format, 0, 0) ? exact[format] : NULL;
 }
 
@@ -160,7 +164,7 @@ mimo_status mimo_panel_pack(const mimo_panel *to, const mimo_matrix *from, size_
 {
     assert(to->rows == from->rows && to->cols == from->cols && octet + octets <= mimo_panel_octets(to));
     mimo_pack_lane *pack = lane_packer(from->format, to->packing);
-    if (pack == NULL || (to->packing == MIMO_PACK_Q8 && to->cols % BLOCK != 0))
+    if (pack == NULL || ((to->packing == MIMO_PACK_Q8 || to->packing == MIMO_PACK_Q4) && to->cols % BLOCK != 0))
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "%s: %s with %u columns cannot be packed as %s", from->name,
                          mimo_format_name(from->format), from->cols, mimo_packing_name(to->packing));
     const size_t first = octet * LANES;
@@ -181,6 +185,17 @@ mimo_status mimo_panel_pack(const mimo_panel *to, const mimo_matrix *from, size_
         if (fault != NULL)
             return MIMO_FAIL(err, MIMO_ERR_FORMAT, "%s: row %zu: %s", from->name, first + i, fault);
     }
+    return MIMO_OK;
+}
+
+mimo_status mimo_panel_survey(bool *levels, const mimo_matrix *from, size_t octet, size_t octets,
+                              const mimo_file *files, void *scratch, mimo_error *err)
+{
+    assert(from->format == MIMO_FORMAT_BF16 && from->cols % BLOCK == 0);
+    const size_t first = octet * LANES;
+    batch b = batch_of(from, files, first, mimo_min(octets * LANES, from->rows - first), scratch);
+    MIMO_TRY(read_batch(&b, err));
+    *levels = mimo_pack_has_levels((const uint16_t *)(const void *)b.data, b.rows * from->cols);
     return MIMO_OK;
 }
 

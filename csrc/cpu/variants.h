@@ -5,7 +5,7 @@
 
 #include "cpu/kernels.h"
 
-#define MIMO_VARIANT_DECLARE_Q8(V) mimo_gemm mimo_##V##_gemm_q8_mxfp4, mimo_##V##_gemm_q8_q8;
+#define MIMO_VARIANT_DECLARE_Q8(V) mimo_gemm mimo_##V##_gemm_q8_mxfp4, mimo_##V##_gemm_q8_q8, mimo_##V##_gemm_q8_q4;
 
 #define MIMO_VARIANT_DECLARE(V)                                                                                        \
     MIMO_VARIANT_DECLARE_Q8(V)                                                                                         \
@@ -34,7 +34,9 @@ MIMO_VARIANT_DECLARE(neon)
                   [MIMO_PACK_BF16] = mimo_##F##_gemm_f32_bf16,                                                         \
                   [MIMO_PACK_FP8] = mimo_##F##_gemm_f32_fp8,                                                           \
                   [MIMO_PACK_MXFP4] = mimo_##F##_gemm_f32_mxfp4},                                                      \
-     .gemm_q8 = {[MIMO_PACK_MXFP4] = mimo_##V##_gemm_q8_mxfp4, [MIMO_PACK_Q8] = mimo_##V##_gemm_q8_q8},                \
+     .gemm_q8 = {[MIMO_PACK_MXFP4] = mimo_##V##_gemm_q8_mxfp4,                                                         \
+                 [MIMO_PACK_Q8] = mimo_##V##_gemm_q8_q8,                                                               \
+                 [MIMO_PACK_Q4] = mimo_##V##_gemm_q8_q4},                                                              \
      .rms_norm = mimo_##F##_rms_norm,                                                                                  \
      .quantize = mimo_##F##_quantize,                                                                                  \
      .swiglu = mimo_##F##_swiglu,                                                                                      \

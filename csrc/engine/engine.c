@@ -247,9 +247,14 @@ const mimo_draft_config *mimo_engine_draft(const mimo_engine *engine)
     return engine->draft != NULL ? &engine->draft->config : NULL;
 }
 
-mimo_memory mimo_engine_memory(const mimo_engine *engine)
+mimo_memory mimo_engine_memory(mimo_engine *engine)
 {
-    return engine->memory;
+    if (mimo_engine_check_process(engine, NULL) != MIMO_OK)
+        return engine->memory;
+    pthread_mutex_lock(&engine->mutex);
+    const mimo_memory memory = engine->loaded ? engine->loaded_memory : engine->memory;
+    pthread_mutex_unlock(&engine->mutex);
+    return memory;
 }
 
 const char *mimo_engine_backend(const mimo_engine *engine)

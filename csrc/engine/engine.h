@@ -69,7 +69,8 @@ const mimo_config *mimo_engine_config(const mimo_engine *engine);
 const mimo_draft_config *mimo_engine_draft(const mimo_engine *engine); /* NULL without a drafter */
 /* Most rows of a round: the drafter's block, or MIMO_LOOKUP_BLOCK. */
 uint32_t mimo_engine_block(const mimo_engine *engine);
-mimo_memory mimo_engine_memory(const mimo_engine *engine);
+/* As planned; once loaded, as it is: weights that are found to need fewer bits take less. */
+mimo_memory mimo_engine_memory(mimo_engine *engine);
 const char *mimo_engine_backend(const mimo_engine *engine); /* "cpu", "cuda" */
 const char *mimo_engine_variant(const mimo_engine *engine);
 uint32_t mimo_engine_threads(const mimo_engine *engine);

@@ -58,6 +58,7 @@ static mimo_status load(mimo_engine *engine, mimo_call *call)
     for (size_t i = 0; i < engine->file_count; i++)
         mimo_file_close(&engine->files[i]);
     pthread_mutex_lock(&engine->mutex);
+    engine->loaded_memory = engine->backend->memory;
     engine->loaded = true;
     pthread_mutex_unlock(&engine->mutex);
     return MIMO_OK;

@@ -116,7 +116,7 @@ struct mimo_engine {
     mimo_file *files;
     size_t file_count;
     mimo_engine_options options;
-    mimo_memory memory; /* of the backend, kept for after it is closed, as are the next three */
+    mimo_memory memory; /* of the backend as planned, kept for after it is closed, as are the next three */
     uint64_t load_bytes;
     const char *name, *variant;
     pid_t pid; /* of the process whose threads these are */
@@ -127,8 +127,9 @@ struct mimo_engine {
     pthread_cond_t work;      /* something for the driver */
     pthread_cond_t call_done; /* some call ended */
     bool closing, closed, loaded;
-    mimo_error lost;         /* why the backend no longer runs, and nothing else will; code 0: it does */
-    mimo_call *running_call; /* the one that the driver is in, so that closing can cancel it */
+    mimo_memory loaded_memory; /* where loaded */
+    mimo_error lost;           /* why the backend no longer runs, and nothing else will; code 0: it does */
+    mimo_call *running_call;   /* the one that the driver is in, so that closing can cancel it */
     mimo_call *first_call, **last_call;
     mimo_job *first_waiting, **last_waiting;
     mimo_idle_cache idle[MIMO_IDLE_CACHES];

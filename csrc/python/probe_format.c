@@ -4,6 +4,7 @@
 #include "base/size.h"
 #include "cpu/panel.h"
 #include "format/bf16.h"
+#include "format/f16.h"
 #include "format/fp8.h"
 #include "format/mxfp4.h"
 #include "python/checkpoint.h"
@@ -30,6 +31,8 @@ enum { MAX_FILES = 8, UNWRITTEN = 0xaa };
 
 CODEC(bf16_decode, uint16_t, NPY_UINT16, float, NPY_FLOAT32)
 CODEC(bf16_encode, float, NPY_FLOAT32, uint16_t, NPY_UINT16)
+CODEC(f16_decode, uint16_t, NPY_UINT16, float, NPY_FLOAT32)
+CODEC(f16_encode, float, NPY_FLOAT32, uint16_t, NPY_UINT16)
 CODEC(fp8_decode, uint8_t, NPY_UINT8, float, NPY_FLOAT32)
 CODEC(fp8_encode, float, NPY_FLOAT32, uint8_t, NPY_UINT8)
 CODEC(e2m1_decode, uint8_t, NPY_UINT8, float, NPY_FLOAT32)
@@ -240,6 +243,38 @@ static PyObject *probe_pack(PyObject *module, PyObject *args, PyObject *keywords
     return result;
 }
 
+static PyObject *probe_survey(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    (void)module;
+    static char *names[] = {"name", "rows", "cols", "segments", "paths", "octet", "octets", NULL};
+    mimo_matrix from = {.format = MIMO_FORMAT_BF16};
+    PyObject *segments, *paths;
+    Py_ssize_t octet = 0, octets = -1;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "sIIOO|nn", names, &from.name, &from.rows, &from.cols, &segments,
+                                     &paths, &octet, &octets))
+        return NULL;
+    const size_t count = octets < 0 ? mimo_ceil_div(from.rows, 8) : (size_t)octets;
+    mimo_segment *segment = read_segments(segments, &from.segments);
+    from.segment = segment;
+    void *scratch = mimo_alloc(mimo_pack_scratch_bytes(&from, count));
+    PyObject *result = NULL;
+    open_files files;
+    if (scratch == NULL) {
+        PyErr_NoMemory();
+    } else if (segment != NULL && open_all(&files, paths) == 0) {
+        mimo_error err = {0};
+        bool levels;
+        if (mimo_panel_survey(&levels, &from, (size_t)octet, count, files.file, scratch, &err) != MIMO_OK)
+            mimo_python_raise(&err);
+        else
+            result = PyBool_FromLong(levels);
+        close_files(&files);
+    }
+    mimo_free(scratch);
+    mimo_free(segment);
+    return result;
+}
+
 static PyObject *probe_packing_choose(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -398,6 +433,8 @@ static PyObject *probe_config_check(PyObject *module, PyObject *dict)
 PyMethodDef mimo_probe_format_methods[] = {
     ENTRY(bf16_decode, METH_O, "uint16 [n] -> float32 [n]"),
     ENTRY(bf16_encode, METH_O, "float32 [n] -> uint16 [n]"),
+    ENTRY(f16_decode, METH_O, "uint16 [n] -> float32 [n]"),
+    ENTRY(f16_encode, METH_O, "float32 [n] -> uint16 [n]"),
     ENTRY(fp8_decode, METH_O, "uint8 [n] -> float32 [n]"),
     ENTRY(fp8_encode, METH_O, "float32 [n] -> uint8 [n]"),
     ENTRY(e2m1_decode, METH_O, "uint8 [n] -> float32 [n]"),
@@ -409,6 +446,8 @@ PyMethodDef mimo_probe_format_methods[] = {
     ENTRY(
         pack, METH_VARARGS | METH_KEYWORDS,
         "name, format, packing, rows, cols, segments, paths, octet, octets -> data, scales; bytes not packed are 0xaa"),
+    ENTRY(survey, METH_VARARGS | METH_KEYWORDS,
+          "name, rows, cols, segments, paths, octet, octets -> whether blocks of a BF16 matrix lie on 16 levels"),
     ENTRY(packing_choose, METH_VARARGS, "format, cols, fast -> packing"),
     ENTRY(vector_read, METH_VARARGS, "name, wide, length, offset, paths -> float32 [length]"),
     ENTRY(bind, METH_VARARGS, "config, tensors, file_sizes -> description"),

@@ -54,6 +54,8 @@ static void fill_panel(mimo_packing packing)
             data[i] = 0x81;
         if (packing == MIMO_PACK_Q8)
             scales[i] = i % 2 == 1 ? 0x3c : (uint8_t)draw();
+        if (packing == MIMO_PACK_Q4)
+            scales[i] = i % 2 == 1 ? (uint8_t)(0x24 | (draw() & 0x83)) : (uint8_t)draw();
         if (packing == MIMO_PACK_MXFP4)
             scales[i] = (uint8_t)(draw() % 4 == 0 ? draw() % 3 : 118 + draw() % 8);
     }

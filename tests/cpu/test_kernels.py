@@ -14,7 +14,7 @@ Array = NDArray[Any]
 VARIANTS = [name for name, why in _probe.kernel_variants().items() if why is None]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 WIDTHS = (1, 2, 3, 4, 5, 8, 9, 17, 64)
-INTEGER = ("mxfp4", "q8")
+INTEGER = ("mxfp4", "q8", "q4")
 FLOAT = ("f32", "bf16", "fp8", "mxfp4")
 
 
@@ -60,7 +60,10 @@ def e4m3_value(code: Array) -> Array:
 
 
 class Panel:
-    """A matrix [rows, cols] packed as csrc/cpu/panel.h says: `data` and `scales` bytes, and `value` [rows, cols] float64."""
+    """A matrix [rows, cols] packed as csrc/cpu/panel.h says: `data` and `scales` bytes, and `value` [rows, cols] float64.
+
+    size [rows, cols]: the sum of the magnitudes of what a value is made of.
+    """
 
     def __init__(self, packing: str, rows: int, cols: int, seed: int = 0, scale: int | None = None) -> None:
         self.packing, self.rows, self.cols = packing, rows, cols
@@ -68,6 +71,7 @@ class Panel:
         self.rng = np.random.default_rng([seed, rows, cols])
         self.scales: Array = np.zeros(0, np.uint8)
         getattr(self, f"make_{packing}")(scale)
+        self.size: Array = getattr(self, "size", np.abs(self.value))
 
     def interleave(self, matrix: Array, group: int) -> Array:
         """[rows, n * group] -> [octets, n, 8, group], missing rows zero."""
@@ -117,6 +121,16 @@ class Panel:
         self.value = self.integers.astype(np.float64) * wide
         self.store(self.interleave(self.integers, 4), self.interleave(self.scale_codes, 1))
 
+    def make_q4(self, scale: int | None) -> None:
+        codes = self.rng.integers(0, 16, (self.rows, self.cols), dtype=np.uint8)
+        step = self.rng.uniform(0.5, 2, (self.rows, self.cols // 32)).astype(np.float16) / np.float16(256)
+        least = (step * self.rng.uniform(-16, 1, step.shape)).astype(np.float16)
+        level, base = (np.repeat(part.astype(np.float64), 32, axis=1) for part in (step, least))
+        self.value, self.size = level * codes + base, level * codes + np.abs(base)
+        grouped = self.interleave(codes, 8)
+        scales = [self.interleave(part.view(np.uint16), 1)[..., 0] for part in (step, least)]  # each [octets, K/32, 8]
+        self.store(grouped[..., :4] | grouped[..., 4:] << 4, np.stack(scales, axis=2))
+
 
 Quantized = tuple[Array, Array, Array]
 
@@ -164,7 +178,7 @@ def inputs(kind: str, x: Array) -> Any:
 def exact_product(panel: Panel, kind: str, x: Any) -> tuple[Array, Array]:
     """y [T, rows] in float64 and sum |w x| of each, by which errors are measured."""
     values = x.astype(np.float64) if kind == "f32" else x[0].astype(np.float64) * np.repeat(x[1].astype(np.float64), 32, axis=1)
-    return values @ panel.value.T, np.abs(values) @ np.abs(panel.value.T)
+    return values @ panel.value.T, np.abs(values) @ panel.size.T
 
 
 KINDS = [("q8", packing) for packing in INTEGER] + [("f32", packing) for packing in FLOAT]
@@ -263,13 +277,24 @@ def test_q8_sums_do_not_overflow(variant: str, weight: int) -> None:
         assert np.array_equal(gemm(variant, panel, tuple(part[:T] for part in x), T), exact_product(panel, "q8", x)[0][:T]), T
 
 
+@pytest.mark.parametrize("code", (0, 1, 15))
+def test_q4_sums_do_not_overflow(variant: str, code: int) -> None:
+    panel = Panel("q4", 24, 64)
+    panel.data[:] = code * 0x11
+    panel.scales.view(np.float16).reshape(-1, 2, 8)[:] = np.float16([[0.25], [-2]])
+    panel.value[:] = code * 0.25 - 2
+    x = extremes(64)
+    for T in (1, 2, 3, 4, 7):
+        assert np.array_equal(gemm(variant, panel, tuple(part[:T] for part in x), T), exact_product(panel, "q8", x)[0][:T]), T
+
+
 @pytest.mark.parametrize("packing", INTEGER)
 def test_extreme_weights_meet_extreme_activations(variant: str, packing: str) -> None:
     panel = Panel(packing, 40, 192)
     if packing == "q8":
         panel.data.view(np.int8)[:] = np.where(panel.rng.integers(0, 2, panel.data.size), 127, -127)
     else:
-        panel.data[:] = np.where(panel.rng.integers(0, 2, panel.data.size), 0x77, 0xFF)
+        panel.data[:] = np.where(panel.rng.integers(0, 2, panel.data.size), 0x77 if packing == "mxfp4" else 0, 0xFF)
     x = extremes(192)
     assert same(gemm(variant, panel, x, 7), gemm("ref", panel, x, 7))
 

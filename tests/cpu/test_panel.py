@@ -248,7 +248,10 @@ def test_truncated_while_open_is_an_error(tmp_path: Path) -> None:
         stored.pack("bf16")
 
 
-@pytest.mark.parametrize(("form", "packing", "cols"), [("bf16", "mxfp4", 64), ("mxfp4", "q8", 64), ("bf16", "q8", 40)])
+@pytest.mark.parametrize(
+    ("form", "packing", "cols"),
+    [("bf16", "mxfp4", 64), ("mxfp4", "q8", 64), ("bf16", "q8", 40), ("bf16", "q4", 40), ("f32", "q4", 64)],
+)
 def test_pairs_that_do_not_exist(tmp_path: Path, form: str, packing: str, cols: int) -> None:
     with pytest.raises(NotImplementedError, match=rf"w: {form} with {cols} columns cannot be packed as {packing}"):
         Stored(tmp_path, form, 8, cols).pack(packing)
@@ -273,3 +276,100 @@ def test_vectors(tmp_path: Path) -> None:
     path.write_bytes(codes.tobytes())
     with pytest.raises(CheckpointError, match=r"v: element 5: expected a finite value, found nan"):
         _probe.vector_read("v", False, 37, 0, [str(path)])
+
+
+class Levels(Stored):
+    """A BF16 matrix rounded from 16 levels a block: step * code + least, each with the codes 0 and 15."""
+
+    def __init__(self, folder: Path, rows: int, cols: int, size: float = 0.1) -> None:
+        super().__init__(folder, "bf16", rows, cols)
+        rng = np.random.default_rng(5)
+        self.codes = rng.integers(0, 16, (rows, cols // 32, 32))
+        self.codes[..., 3], self.codes[..., 17] = 0, 15
+        self.step = (rng.uniform(0.5, 2, (rows, cols // 32)) * size).astype(np.float16)
+        self.least = (rng.uniform(-16, 1, self.step.shape) * self.step).astype(np.float16)
+        exact = self.codes * self.step[..., None].astype(np.float64) + self.least[..., None]
+        self.exact = exact.reshape(rows, cols)
+        self.store(self.exact)
+
+    def store(self, values: np.ndarray) -> None:
+        self.raw = _probe.bf16_encode(values.astype(np.float32).ravel()).reshape(values.shape)
+        self.logical = self.raw
+        self.write()
+
+    def has_levels(self, **more: int) -> bool:
+        paths = [str(path) for path in self.paths]
+        return bool(_probe.survey("w", self.rows, self.cols, self.segments, paths, **more))
+
+
+def unpack_q4(stored: Stored, data: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [rows, blocks, 32], and values [rows, cols] float64."""
+    octets = -(-stored.rows // 8)
+    pairs = np.moveaxis(data.reshape(octets, -1, 4, 8, 4), 3, 1).reshape(8 * octets, -1, 4, 4)  # [row, block, i, b]
+    codes = np.stack([pairs & 15, pairs >> 4], axis=3).reshape(8 * octets, -1, 32)
+    step, least = np.moveaxis(scales.view(np.float16).reshape(octets, -1, 2, 8), (2, 3), (0, 2)).reshape(2, 8 * octets, -1, 1)
+    values = codes * step.astype(np.float64) + least
+    return codes[: stored.rows], values.reshape(8 * octets, -1)[: stored.rows]
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 32), (7, 64), (16, 96), (130, 288)])
+@pytest.mark.parametrize("size", [1e-3, 0.1, 100])
+def test_q4_finds_the_levels_back(tmp_path: Path, rows: int, cols: int, size: float) -> None:
+    stored = Levels(tmp_path, rows, cols, size)
+    assert stored.has_levels()
+    codes, values = unpack_q4(stored, *stored.pack("q4"))
+    assert np.array_equal(codes, stored.codes)
+    step = np.repeat(stored.step.astype(np.float64), 32, axis=1)
+    assert np.sqrt(np.mean(((values - stored.exact) / step) ** 2)) < 0.012  # in Q8, about a step in 55
+    q, scale = quantise(stored.values())
+    q8 = q * np.repeat(bf16(scale), 32, axis=1).astype(np.float64)
+    assert np.mean((values - stored.exact) ** 2) < 0.4 * np.mean((q8 - stored.exact) ** 2)
+
+
+def test_q4_of_blocks_with_few_values(tmp_path: Path) -> None:
+    """Zeros, one value, two values: as near as F16 allows."""
+    stored = Levels(tmp_path, 8, 128)
+    values = np.zeros((8, 128))
+    values[1], values[2] = 0.75, np.where(np.arange(128) % 3, -0.375, 0.5)
+    stored.store(values)
+    assert stored.has_levels()
+    found = unpack_q4(stored, *stored.pack("q4"))[1]
+    assert np.array_equal(found[[0, 1]], values[[0, 1]]) and np.abs(found - values).max() < 1e-3
+
+
+def test_q4_octets_equal_the_whole(tmp_path: Path) -> None:
+    stored = Levels(tmp_path, 130, 64)
+    whole = stored.pack("q4")
+    for first, count in ((0, 1), (3, 7), (16, 1)):
+        for all_of, some in zip(whole, stored.pack("q4", octet=first, octets=count), strict=True):
+            unit = len(all_of) // 17
+            assert np.array_equal(some[first * unit : (first + count) * unit], all_of[first * unit : (first + count) * unit])
+            assert (some[: first * unit] == 0xAA).all() and (some[(first + count) * unit :] == 0xAA).all()
+
+
+@pytest.mark.parametrize("value", [0.3, np.nan, -np.inf])
+def test_one_value_between_levels_is_seen(tmp_path: Path, value: float) -> None:
+    stored = Levels(tmp_path, 40, 96)
+    stored.step[:], stored.least[:] = 0.25, -2
+    stored.store(stored.codes.reshape(40, 96) * 0.25 - 2)
+    assert stored.has_levels()
+    stored.raw[29, 70] = _probe.bf16_encode(np.array([value], np.float32))[0]
+    stored.write()
+    assert not stored.has_levels()
+    assert stored.has_levels(octet=0, octets=3) and not stored.has_levels(octet=3, octets=1)
+    with pytest.raises(CheckpointError, match="w: row 29: expected blocks of 32 weights on 16 even levels, found other values"):
+        stored.pack("q4")
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-30, 1e5, 1e30])
+def test_levels_that_f16_does_not_hold(tmp_path: Path, size: float) -> None:
+    stored = Levels(tmp_path, 8, 32)
+    stored.store(stored.exact * (size / 0.1))
+    assert not stored.has_levels()
+
+
+def test_ordinary_weights_have_no_levels(tmp_path: Path) -> None:
+    stored = Levels(tmp_path, 8, 32)
+    for seed in range(200):
+        stored.store(np.random.default_rng(seed).normal(size=(8, 32)))
+        assert not stored.has_levels()

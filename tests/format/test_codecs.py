@@ -54,6 +54,25 @@ def test_bf16_rounds_to_nearest_even() -> None:
     assert _probe.bf16_encode(largest).tolist() == [0x7F80, 0x7F80]
 
 
+def test_f16_decodes_and_encodes_every_finite_code() -> None:
+    codes = np.arange(65536, dtype=np.uint16)
+    codes = codes[(codes & 0x7C00) != 0x7C00]
+    values = _probe.f16_decode(codes)
+    assert np.array_equal(values.view(np.uint32), codes.view(np.float16).astype(np.float32).view(np.uint32))
+    assert np.array_equal(_probe.f16_encode(values), codes)
+
+
+def test_f16_rounds_to_nearest_even() -> None:
+    codes = np.arange(0x7BFF, dtype=np.uint16)
+    low, high = (_probe.f16_decode(part).astype(np.float64) for part in (codes, codes + np.uint16(1)))
+    middle = ((low + high) / 2).astype(np.float32)  # exact
+    assert np.array_equal(_probe.f16_encode(middle), codes + (codes & 1))
+    assert np.array_equal(_probe.f16_encode(np.nextafter(middle, np.float32(0))), codes)
+    assert np.array_equal(_probe.f16_encode(-np.nextafter(middle, np.float32(1e9))), codes + np.uint16(1) | np.uint16(0x8000))
+    limit = np.array([65519.99, 65520, 1e30, np.inf, 1e-9, 2.0**-25, -0.0], np.float32)
+    assert _probe.f16_encode(limit).tolist() == [0x7BFF, 0x7C00, 0x7C00, 0x7C00, 0, 0, 0x8000]
+
+
 def test_fp8_decodes_every_code() -> None:
     got, expected = _probe.fp8_decode(np.arange(256, dtype=np.uint8)), fp8_table()
     assert np.array_equal(got, expected, equal_nan=True)

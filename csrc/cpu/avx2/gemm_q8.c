@@ -39,6 +39,29 @@ static ALWAYS_INLINE f8 codes_finish(ints sum)
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
 }
 
+static ALWAYS_INLINE weights levels_load(const uint8_t *p, size_t g)
+{
+    const ints w = nibbles(p, g);
+    return (weights){w, w};
+}
+
+static ALWAYS_INLINE ints levels_start(int32_t s)
+{
+    (void)s;
+    return _mm256_setzero_si256();
+}
+
+/* A sum of sixteen w * q is at most 16 * 15 * 127 < 2^15. */
+static ALWAYS_INLINE ints levels_add(ints sum, weights w, ints x)
+{
+    return codes_add(sum, w, x);
+}
+
+static ALWAYS_INLINE f8 levels_finish(ints sum)
+{
+    return codes_finish(sum);
+}
+
 static ALWAYS_INLINE weights bytes_load(const uint8_t *p, size_t g)
 {
     const ints w = _mm256_loadu_si256((const __m256i *)(p + 32 * g));

@@ -128,6 +128,11 @@ static inline f8 f8_load_bf16(const uint16_t *p)
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
+static inline f8 f8_load_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+
 /* Eight E4M3 bytes, none of them NaN. Exponent and mantissa fit a half float (bias 15, not 7: 256 times too small),
  * whose conversion also gets the subnormals right. */
 static inline f8 f8_load_fp8(const uint8_t *p)

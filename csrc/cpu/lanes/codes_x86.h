@@ -12,14 +12,19 @@ static ALWAYS_INLINE ints ints_broadcast(const int8_t *q)
     return _mm256_set1_epi32(four);
 }
 
-/* Codes become 12 + twice their value: 0 .. 24. Even g are low nibbles, odd g high ones. */
+/* Even g are low nibbles, odd g high ones. */
+static ALWAYS_INLINE ints nibbles(const uint8_t *p, size_t g)
+{
+    const __m256i both = _mm256_loadu_si256((const __m256i *)(p + g / 2 * 32));
+    return _mm256_and_si256(g % 2 == 0 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+}
+
+/* Codes become 12 + twice their value: 0 .. 24. */
 static ALWAYS_INLINE ints codes_operand(const uint8_t *p, size_t g)
 {
     const __m256i table =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-    const __m256i codes = _mm256_loadu_si256((const __m256i *)(p + g / 2 * 32));
-    const __m256i moved = g % 2 == 0 ? codes : _mm256_srli_epi16(codes, 4);
-    return _mm256_shuffle_epi8(table, _mm256_and_si256(moved, _mm256_set1_epi8(15)));
+    return _mm256_shuffle_epi8(table, nibbles(p, g));
 }
 
 #endif

@@ -9,7 +9,8 @@
  *   codes_start(s)                 sums of one block of codes begin here; s: mimo_act's sums of the block
  *   codes_add(sum, w, x)           four products added in each row
  *   codes_finish(sum)              the eight dot products, as floats
- *   bytes_load, _start, ...        the same for Q8 */
+ *   bytes_load, _start, ...        the same for Q8
+ *   levels_load, _start, ...       the same for Q4 */
 #include "cpu/lanes/tile.h"
 
 typedef struct row_pointers {
@@ -44,6 +45,7 @@ typedef struct packing {
     ints (*add)(ints sum, weights w, ints x);
     f8 (*finish)(ints sum);
     f8 (*scale)(const uint8_t *scales, size_t block);
+    f8 (*least)(const uint8_t *scales, size_t block); /* NULL: weights are multiples of their scale */
 } packing;
 
 /* Half the block scale, since operands are doubled; exact for every code, subnormal or not. */
@@ -55,6 +57,23 @@ static ALWAYS_INLINE f8 codes_scale(const uint8_t *scales, size_t block)
 static ALWAYS_INLINE f8 bytes_scale(const uint8_t *scales, size_t block)
 {
     return f8_load_bf16((const uint16_t *)(const void *)scales + block * 8);
+}
+
+static ALWAYS_INLINE f8 levels_scale(const uint8_t *scales, size_t block)
+{
+    return f8_load_f16((const uint16_t *)(const void *)scales + block * 16);
+}
+
+static ALWAYS_INLINE f8 levels_least(const uint8_t *scales, size_t block)
+{
+    return f8_load_f16((const uint16_t *)(const void *)scales + block * 16 + 8);
+}
+
+/* What a row of x adds to every weight's least value. */
+static ALWAYS_INLINE f8 of_least(const row_pointers *x, size_t block)
+{
+    const int32_t s = x->s[block];
+    return f8_set(x->d[block] * (float)((int16_t)s + (s >> 16)));
 }
 
 static ALWAYS_INLINE void body(const tile *c, size_t T, size_t O, packing p)
@@ -87,6 +106,11 @@ static ALWAYS_INLINE void body(const tile *c, size_t T, size_t O, packing p)
             const f8 dw = p.scale(c->scales + o * c->scale_bytes, b);
             for (size_t t = 0; t < T; t++)
                 acc[o][t] = f8_fma(f8_mul(dw, f8_set(x[t].d[b])), p.finish(sum[o][t]), acc[o][t]);
+            if (p.least != NULL) {
+                const f8 least = p.least(c->scales + o * c->scale_bytes, b);
+                for (size_t t = 0; t < T; t++)
+                    acc[o][t] = f8_fma(least, of_least(&x[t], b), acc[o][t]);
+            }
         }
     }
     tile_end(c, acc, T, O);
@@ -94,12 +118,17 @@ static ALWAYS_INLINE void body(const tile *c, size_t T, size_t O, packing p)
 
 static ALWAYS_INLINE void body_mxfp4(const tile *c, size_t T, size_t O)
 {
-    body(c, T, O, (packing){128, codes_load, codes_start, codes_add, codes_finish, codes_scale});
+    body(c, T, O, (packing){128, codes_load, codes_start, codes_add, codes_finish, codes_scale, NULL});
 }
 
 static ALWAYS_INLINE void body_q8(const tile *c, size_t T, size_t O)
 {
-    body(c, T, O, (packing){256, bytes_load, bytes_start, bytes_add, bytes_finish, bytes_scale});
+    body(c, T, O, (packing){256, bytes_load, bytes_start, bytes_add, bytes_finish, bytes_scale, NULL});
+}
+
+static ALWAYS_INLINE void body_q4(const tile *c, size_t T, size_t O)
+{
+    body(c, T, O, (packing){128, levels_load, levels_start, levels_add, levels_finish, levels_scale, levels_least});
 }
 
 void MIMO_KERNEL(gemm_q8_mxfp4)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets,
@@ -112,4 +141,10 @@ void MIMO_KERNEL(gemm_q8_q8)(float *y, size_t ldy, const mimo_panel *w, size_t o
                              const uint16_t *rows, size_t T)
 {
     tile_run(body_q8, 2, y, ldy, w, octet, octets, x, rows, T);
+}
+
+void MIMO_KERNEL(gemm_q8_q4)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
+                             const uint16_t *rows, size_t T)
+{
+    tile_run(body_q4, 2, y, ldy, w, octet, octets, x, rows, T);
 }

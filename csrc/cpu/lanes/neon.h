@@ -142,6 +142,12 @@ static inline f8 f8_load_bf16(const uint16_t *p)
                 vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(codes), 16))};
 }
 
+static inline f8 f8_load_f16(const uint16_t *p)
+{
+    const float16x8_t half = vreinterpretq_f16_u16(vld1q_u16(p));
+    return (f8){vcvt_f32_f16(vget_low_f16(half)), vcvt_f32_f16(vget_high_f16(half))};
+}
+
 /* Eight E4M3 bytes, none of them NaN. Exponent and mantissa fit a half float (bias 15, not 7: 256 times too small),
  * whose conversion also gets the subnormals right. */
 static inline f8 f8_load_fp8(const uint8_t *p)

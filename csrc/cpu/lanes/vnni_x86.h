@@ -1,7 +1,7 @@
-/* vpdpbusd: unsigned bytes times signed bytes, four neighbours added to 32 bits. Both kinds of weights are made
- * unsigned by an offset, and sums start from -offset * (sum of q). Registers of 256 bits: an octet is one register
- * whatever the instruction set. Include after codes_x86.h, with DPBUSD(sum, w, x) the intrinsic of the instruction's
- * encoding. */
+/* vpdpbusd: unsigned bytes times signed bytes, four neighbours added to 32 bits. MXFP4 and Q8 are made
+ * unsigned by an offset, and their sums start from -offset * (sum of q). Registers of 256 bits: an octet is one
+ * register whatever the instruction set. Include after codes_x86.h, with DPBUSD(sum, w, x) the intrinsic of the
+ * instruction's encoding. */
 #ifndef MIMO_CPU_LANES_VNNI_X86_H
 #define MIMO_CPU_LANES_VNNI_X86_H
 
@@ -48,6 +48,27 @@ static ALWAYS_INLINE ints bytes_add(ints sum, weights w, ints x)
 }
 
 static ALWAYS_INLINE f8 bytes_finish(ints sum)
+{
+    return _mm256_cvtepi32_ps(sum);
+}
+
+static ALWAYS_INLINE weights levels_load(const uint8_t *p, size_t g)
+{
+    return nibbles(p, g);
+}
+
+static ALWAYS_INLINE ints levels_start(int32_t s)
+{
+    (void)s;
+    return _mm256_setzero_si256();
+}
+
+static ALWAYS_INLINE ints levels_add(ints sum, weights w, ints x)
+{
+    return DPBUSD(sum, w, x);
+}
+
+static ALWAYS_INLINE f8 levels_finish(ints sum)
 {
     return _mm256_cvtepi32_ps(sum);
 }

@@ -35,15 +35,41 @@ static ALWAYS_INLINE f8 codes_finish(ints sum)
     return (f8){vcvtq_f32_s32(vreinterpretq_s32_s8(sum.a)), vcvtq_f32_s32(vreinterpretq_s32_s8(sum.b))};
 }
 
-/* Codes become twice their value: -12 .. 12. Even g are low nibbles, odd g high ones. */
+/* Even g are low nibbles, odd g high ones. */
+static ALWAYS_INLINE uint8x16_t nibbles(const uint8_t *p, size_t g)
+{
+    const uint8x16_t both = vld1q_u8(p);
+    return g % 2 == 0 ? vandq_u8(both, vdupq_n_u8(15)) : vshrq_n_u8(both, 4);
+}
+
+/* Codes become twice their value: -12 .. 12. */
 static ALWAYS_INLINE weights codes_load(const uint8_t *p, size_t g)
 {
     static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     const int8x16_t table = vld1q_s8(doubled);
-    const uint8x16_t a = vld1q_u8(p + g / 2 * 32), b = vld1q_u8(p + g / 2 * 32 + 16), nibble = vdupq_n_u8(15);
-    if (g % 2 == 0)
-        return (weights){vqtbl1q_s8(table, vandq_u8(a, nibble)), vqtbl1q_s8(table, vandq_u8(b, nibble))};
-    return (weights){vqtbl1q_s8(table, vshrq_n_u8(a, 4)), vqtbl1q_s8(table, vshrq_n_u8(b, 4))};
+    const uint8_t *from = p + g / 2 * 32;
+    return (weights){vqtbl1q_s8(table, nibbles(from, g)), vqtbl1q_s8(table, nibbles(from + 16, g))};
+}
+
+static ALWAYS_INLINE weights levels_load(const uint8_t *p, size_t g)
+{
+    const uint8_t *from = p + g / 2 * 32;
+    return (weights){vreinterpretq_s8_u8(nibbles(from, g)), vreinterpretq_s8_u8(nibbles(from + 16, g))};
+}
+
+static ALWAYS_INLINE ints levels_start(int32_t s)
+{
+    return codes_start(s);
+}
+
+static ALWAYS_INLINE ints levels_add(ints sum, weights w, ints x)
+{
+    return codes_add(sum, w, x);
+}
+
+static ALWAYS_INLINE f8 levels_finish(ints sum)
+{
+    return codes_finish(sum);
 }
 
 static ALWAYS_INLINE weights bytes_load(const uint8_t *p, size_t g)
