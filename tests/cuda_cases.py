@@ -24,6 +24,15 @@ from mimo_ultraspeed.drafter import open_drafter
 TOLERANCE = {"exact": 1e-4, "fast": 0.01}
 
 
+# Layouts and formats of published checkpoints; a drafter with a window, and one of some ids only with a Markov head.
+MODELS: dict[str, dict[str, Any]] = {
+    "mxfp4": {"weights": "mxfp4", "draft": True},
+    "fp8-flash": {"weights": "fp8", "layout": "flash"},
+    "fp8-fused": {"weights": "fp8", "layout": "fused", "draft": {"vocab": 100, "markov_rank": 4}},
+    "bf16": {"weights": "bf16"},
+}
+
+
 def engine_arguments(path: Path) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
     """Positional and keyword arguments of an Engine for a made checkpoint and its drafter, if it has one."""
     checkpoint = Checkpoint.open(path)

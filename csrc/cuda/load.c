@@ -3,7 +3,6 @@
 
 #include <float.h>
 #include <math.h>
-#include <pthread.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -26,11 +25,7 @@ typedef struct loader {
     item *item;    /* [items] */
     size_t *first; /* [items + 1] units before each item */
     size_t items, units;
-    size_t staging_bytes;
-    uint8_t **staging; /* [threads] */
-    pthread_mutex_t mutex;
-    atomic_bool failed;
-    mimo_error error;
+    size_t staging_bytes; /* of a worker */
 } loader;
 
 /* ---- what is refused ---- */
@@ -215,32 +210,12 @@ static mimo_status send_range(const loader *l, const item *it, size_t first, siz
 
 /* ---- all of them ---- */
 
-static mimo_status load_unit(const loader *l, size_t unit, size_t worker, mimo_error *err)
+static mimo_status load_unit(const void *context, size_t item_number, size_t unit, uint8_t *staging, mimo_error *err)
 {
-    size_t low = 0, high = l->items; /* the last item with first <= unit */
-    while (high - low > 1) {
-        const size_t middle = (low + high) / 2;
-        *(l->first[middle] <= unit ? &low : &high) = middle;
-    }
-    const item *it = &l->item[low];
-    const size_t size = rows_at_once(it->to), first = (unit - l->first[low]) * size;
-    return send_range(l, it, first, mimo_min(size, it->from->rows - first), l->staging[worker], err);
-}
-
-static void load_worker(void *context, mimo_worker *worker)
-{
-    loader *l = context;
-    mimo_error error = {0};
-    mimo_status status = mimo_cuda_enter(&l->cuda->device, &error);
-    for (size_t unit; status == MIMO_OK && (unit = mimo_pool_take(worker)) < l->units && !atomic_load(&l->failed);)
-        status = atomic_load(l->cancel) ? MIMO_FAIL(&error, MIMO_ERR_ENGINE, "loading was cancelled")
-                                        : load_unit(l, unit, worker->index, &error);
-    if (status == MIMO_OK)
-        return;
-    pthread_mutex_lock(&l->mutex);
-    if (!atomic_exchange(&l->failed, true))
-        l->error = error;
-    pthread_mutex_unlock(&l->mutex);
+    const loader *l = context;
+    const item *it = &l->item[item_number];
+    const size_t size = rows_at_once(it->to), first = unit * size;
+    return send_range(l, it, first, mimo_min(size, it->from->rows - first), staging, err);
 }
 
 static void count_matrix(void *context, const mimo_matrix *from, const mimo_cuda_matrix *to)
@@ -285,40 +260,18 @@ uint64_t mimo_cuda_load_bytes(const mimo_cuda *cuda)
     return bytes;
 }
 
-static mimo_status open_loader(loader *l, mimo_error *err)
+static mimo_status load_matrices(loader *l, mimo_error *err)
 {
     visit_all(l->cuda, count_matrix, l);
-    const size_t items = l->items, threads = mimo_pool_threads(l->cuda->pool);
+    const size_t items = l->items;
     l->items = 0;
     MIMO_TRY(mimo_alloc_array(&l->item, items, sizeof *l->item, "loader", err));
     MIMO_TRY(mimo_alloc_array(&l->first, items + 1, sizeof *l->first, "loader", err));
-    MIMO_TRY(mimo_alloc_array(&l->staging, threads, sizeof *l->staging, "loader", err));
     visit_all(l->cuda, collect_matrix, l);
     l->first[items] = l->units;
-    for (size_t i = 0; i < threads; i++)
-        MIMO_TRY(mimo_cuda_alloc_host(&l->cuda->device, &l->staging[i], l->staging_bytes, "loader buffers", err));
-    return MIMO_OK;
-}
-
-static void close_loader(loader *l)
-{
-    for (size_t i = 0; l->staging != NULL && i < mimo_pool_threads(l->cuda->pool); i++)
-        mimo_cuda_release_host(&l->cuda->device, l->staging[i]);
-    mimo_free(l->staging);
-    mimo_free(l->item);
-    mimo_free(l->first);
-    pthread_mutex_destroy(&l->mutex);
-}
-
-static mimo_status load_matrices(loader *l, mimo_error *err)
-{
-    MIMO_TRY(open_loader(l, err));
-    mimo_pool_run(l->cuda->pool, load_worker, l);
-    if (l->error.code != MIMO_OK) {
-        *err = l->error;
-        return l->error.code;
-    }
-    return MIMO_OK;
+    const mimo_load_units units = {
+        .first = l->first, .items = items, .staging_bytes = l->staging_bytes, .context = l, .load = load_unit};
+    return mimo_cuda_load_units(l->cuda, &units, l->cancel, err);
 }
 
 static mimo_status zero(mimo_cuda *cuda, mimo_cuda_ptr memory, size_t bytes, mimo_error *err)
@@ -395,9 +348,9 @@ mimo_status mimo_cuda_load(mimo_cuda *cuda, const mimo_file *files, atomic_uint_
 {
     loader l = {.cuda = cuda, .files = files, .done = done, .cancel = cancel};
     mimo_alloc_trim();
-    pthread_mutex_init(&l.mutex, NULL);
     const mimo_status status = load_all(cuda, &l, err);
-    close_loader(&l);
+    mimo_free(l.item);
+    mimo_free(l.first);
     if (status != MIMO_OK)
         mimo_cuda_unload(cuda);
     return status;

@@ -1,6 +1,5 @@
 /* From the checkpoint's files to the pages of the resident path: workers read some tiles' rows, check them, lay them
  * out as the kernel reads them, and send them. */
-#include <pthread.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -37,10 +36,6 @@ typedef struct loader {
     size_t *first;  /* [room + 1] units before each item */
     size_t items, units, used;
     size_t rows_bytes, pages_bytes; /* of a worker's staging: stored rows with their scales, pages */
-    uint8_t **staging;              /* [threads] */
-    pthread_mutex_t mutex;
-    atomic_bool failed;
-    mimo_error error;
 } loader;
 
 /* ---- one piece ---- */
@@ -253,35 +248,15 @@ static void add_op(loader *l, uint32_t tape, uint32_t i, const mimo_op *op, cons
 
 /* ---- all of them ---- */
 
-static mimo_status load_unit(const loader *l, size_t unit, size_t worker, mimo_error *err)
+static mimo_status load_unit(const void *context, size_t item_number, size_t unit, uint8_t *staging, mimo_error *err)
 {
-    size_t low = 0, high = l->items; /* the last item with first <= unit */
-    while (high - low > 1) {
-        const size_t middle = (low + high) / 2;
-        *(l->first[middle] <= unit ? &low : &high) = middle;
-    }
-    const item *it = &l->item[low];
-    const uint32_t tile = (uint32_t)(unit - l->first[low]) * it->tiles;
-    return load_tiles(l, it, tile, (uint32_t)mimo_min(it->tiles, it->shape->tiles - tile), l->staging[worker], err);
+    const loader *l = context;
+    const item *it = &l->item[item_number];
+    const uint32_t tile = (uint32_t)unit * it->tiles;
+    return load_tiles(l, it, tile, (uint32_t)mimo_min(it->tiles, it->shape->tiles - tile), staging, err);
 }
 
-static void load_worker(void *context, mimo_worker *worker)
-{
-    loader *l = context;
-    mimo_error error = {0};
-    mimo_status status = mimo_cuda_enter(&l->cuda->device, &error);
-    for (size_t unit; status == MIMO_OK && (unit = mimo_pool_take(worker)) < l->units && !atomic_load(&l->failed);)
-        status = atomic_load(l->cancel) ? MIMO_FAIL(&error, MIMO_ERR_ENGINE, "loading was cancelled")
-                                        : load_unit(l, unit, worker->index, &error);
-    if (status == MIMO_OK)
-        return;
-    pthread_mutex_lock(&l->mutex);
-    if (!atomic_exchange(&l->failed, true))
-        l->error = error;
-    pthread_mutex_unlock(&l->mutex);
-}
-
-static mimo_status open_loader(loader *l, mimo_error *err)
+static mimo_status load_all(loader *l, mimo_error *err)
 {
     const mimo_cuda_tape *tapes[2] = {&l->cuda->target, &l->cuda->drafter};
     size_t room = 0;
@@ -295,41 +270,21 @@ static mimo_status open_loader(loader *l, mimo_error *err)
         for (uint32_t i = 0; tapes[tape]->model.config != NULL && i < tapes[tape]->plan.count; i++)
             add_op(l, tape, i, &tapes[tape]->plan.op[i], &tapes[tape]->model);
     l->first[l->items] = l->units;
-    const size_t threads = mimo_pool_threads(l->cuda->pool);
-    MIMO_TRY(mimo_alloc_array(&l->staging, threads, sizeof *l->staging, "loader", err));
-    for (size_t i = 0; i < threads; i++)
-        MIMO_TRY(mimo_cuda_alloc_host(&l->cuda->device, &l->staging[i], l->rows_bytes + l->pages_bytes,
-                                      "loader buffers", err));
-    return MIMO_OK;
-}
-
-static void close_loader(loader *l)
-{
-    for (size_t i = 0; l->staging != NULL && i < mimo_pool_threads(l->cuda->pool); i++)
-        mimo_cuda_release_host(&l->cuda->device, l->staging[i]);
-    mimo_free(l->staging);
-    mimo_free(l->item);
-    mimo_free(l->stored);
-    mimo_free(l->first);
-    pthread_mutex_destroy(&l->mutex);
-}
-
-static mimo_status load_all(loader *l, mimo_error *err)
-{
-    MIMO_TRY(open_loader(l, err));
-    mimo_pool_run(l->cuda->pool, load_worker, l);
-    if (l->error.code == MIMO_OK)
-        return MIMO_OK;
-    *err = l->error;
-    return l->error.code;
+    const mimo_load_units units = {.first = l->first,
+                                   .items = l->items,
+                                   .staging_bytes = l->rows_bytes + l->pages_bytes,
+                                   .context = l,
+                                   .load = load_unit};
+    return mimo_cuda_load_units(l->cuda, &units, l->cancel, err);
 }
 
 mimo_status mimo_cuda_load_pages(mimo_cuda *cuda, const mimo_file *files, atomic_uint_fast64_t *done,
                                  const atomic_bool *cancel, mimo_error *err)
 {
     loader l = {.cuda = cuda, .files = files, .done = done, .cancel = cancel};
-    pthread_mutex_init(&l.mutex, NULL);
     const mimo_status status = load_all(&l, err);
-    close_loader(&l);
+    mimo_free(l.item);
+    mimo_free(l.stored);
+    mimo_free(l.first);
     return status;
 }

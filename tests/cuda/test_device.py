@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_cases import (
+    MODELS,
     answers_beside_each_other_are_those_alone,
     draft_logits_are_the_cpus,
     engine_arguments,
@@ -34,13 +35,6 @@ from mimo_ultraspeed import _core, _probe
 from mimo_ultraspeed.cuda import cuda_image
 from mimo_ultraspeed.make import make
 
-MODELS: dict[str, dict[str, Any]] = {
-    "mxfp4": {"weights": "mxfp4", "draft": True},
-    "fp8-flash": {"weights": "fp8", "layout": "flash"},
-    "fp8-fused": {"weights": "fp8", "layout": "fused", "draft": {"vocab": 100, "markov_rank": 4}},
-    "bf16": {"weights": "bf16"},
-}
-
 
 def missing() -> str | None:
     if not cuda_image().is_file():
@@ -53,18 +47,6 @@ def missing() -> str | None:
 
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"not run: {missing()}")
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = make(tmp_path_factory.mktemp("made") / name, progress=False, **MODELS[name])
-        return made[name]
-
-    return get
 
 
 @pytest.fixture(scope="module")

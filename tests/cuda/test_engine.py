@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_cases import (
+    MODELS,
     answer,
     answers_beside_each_other_are_those_alone,
     draft_logits_are_the_cpus,
@@ -34,14 +35,6 @@ GB = 1 << 30
 LOST = 700  # CUDA_ERROR_ILLEGAL_ADDRESS
 OUT_OF_MEMORY = 2
 
-# Layouts and formats of published checkpoints; a drafter with a window, and one of some ids only with a Markov head.
-MODELS: dict[str, dict[str, Any]] = {
-    "mxfp4": {"weights": "mxfp4", "draft": True},
-    "fp8-flash": {"weights": "fp8", "layout": "flash"},
-    "fp8-fused": {"weights": "fp8", "layout": "fused", "draft": {"vocab": 100, "markov_rank": 4}},
-    "bf16": {"weights": "bf16"},
-}
-
 
 @pytest.fixture(autouse=True)
 def _fake() -> Iterator[None]:
@@ -49,26 +42,6 @@ def _fake() -> Iterator[None]:
     _probe.cuda_fake(memory=GB)
     yield
     _probe.cuda_fake()
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = make(tmp_path_factory.mktemp("made") / name, progress=False, **MODELS[name])
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of kernels, which the made-up driver does not look into."""
-    path = tmp_path_factory.mktemp("image") / "plain.fatbin"
-    path.write_bytes(b"kernels")
-    return str(path)
 
 
 @pytest.fixture

@@ -37,13 +37,6 @@ def _no_fake_is_left() -> Iterator[None]:
     _probe.cuda_fake()
 
 
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("image") / "plain.fatbin"
-    path.write_bytes(b"kernels")
-    return str(path)
-
-
 def plan(path: Path, image: str, memory: int, **options: Any) -> dict[str, int]:
     """The memory of an engine that is opened and never loaded."""
     arguments, draft = engine_arguments(path)

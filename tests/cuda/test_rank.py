@@ -29,13 +29,6 @@ def _no_fake_is_left() -> Iterator[None]:
     _probe.cuda_fake()
 
 
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("image") / "plain.fatbin"
-    path.write_bytes(b"kernels")
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = make(tmp_path_factory.mktemp("tiny") / "model", weights="mxfp4", draft=True, headers_only=True, progress=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cuda_cases
 import numpy as np
 import pytest
 from cuda_cases import (
@@ -27,18 +28,15 @@ from cuda_cases import (
 
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.errors import EngineError
-from mimo_ultraspeed.make import make
 
 pytestmark = pytest.mark.skipif(not hasattr(_probe, "cuda_fake"), reason="not run: no C++ compiler when the package was built")
 
 GB = 1 << 30
 LOST = 700  # CUDA_ERROR_ILLEGAL_ADDRESS
 
-MODELS: dict[str, dict[str, Any]] = {
-    "mxfp4": {"weights": "mxfp4", "draft": True},
-    "fp8-flash": {"weights": "fp8", "layout": "flash"},
+# The resident kernel's window, and what it leaves to the host.
+MODELS = cuda_cases.MODELS | {
     "fp8-fused": {"weights": "fp8", "layout": "fused", "draft": {"vocab": 100, "window": 24}},
-    "bf16": {"weights": "bf16"},
     "markov": {"weights": "bf16", "draft": {"vocab": 100, "markov_rank": 4}},
 }
 
@@ -49,25 +47,6 @@ def _fake() -> Iterator[None]:
     _probe.cuda_fake(memory=GB, processors=2)
     yield
     _probe.cuda_fake()
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = make(tmp_path_factory.mktemp("made") / name, progress=False, **MODELS[name])
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("image") / "resident.fatbin"
-    path.write_bytes(b"kernels")
-    return str(path)
 
 
 @pytest.fixture
