@@ -11,7 +11,7 @@ import pytest
 import mimo_ultraspeed as mu
 from mimo_ultraspeed.__main__ import main
 from mimo_ultraspeed.convert import convert
-from mimo_ultraspeed.convert.calibrate import Calibration, Experts, _capped, _rows
+from mimo_ultraspeed.convert.calibrate import Calibration, Experts, _cap, _rows
 from mimo_ultraspeed.errors import CheckpointError
 from mimo_ultraspeed.make import make
 from mimo_ultraspeed.weights import Weights, split_reader
@@ -72,8 +72,9 @@ def test_a_mixture_with_a_router_improves(tmp_path: Path, layout: str, weights: 
     assert (calibrated / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
 
 
-def test_the_checkpoint_holds_what_the_last_forward_used(tmp_path: Path) -> None:
-    source = make(tmp_path / "source", weights="bf16", overrides=SHAPE, progress=False)
+@pytest.mark.parametrize("chosen", [2, COUNT])
+def test_the_checkpoint_holds_what_the_last_forward_used(tmp_path: Path, chosen: int) -> None:
+    source = make(tmp_path / "source", weights="bf16", overrides=SHAPE | {"num_experts_per_tok": chosen}, progress=False)
     (tmp_path / "text.jsonl").write_text(json.dumps({"token_ids": ids(0)}) + "\n")
     written = mu.Checkpoint.open(convert(source, tmp_path / "out", calibrate=tmp_path / "text.jsonl", progress=False))
     checkpoint = mu.Checkpoint.open(source)
@@ -81,10 +82,13 @@ def test_the_checkpoint_holds_what_the_last_forward_used(tmp_path: Path) -> None
     stored = Weights(written.tensors, written.files)
     calibration = Calibration([np.array(ids(0))], checkpoint.config, read, lambda rows: read("model.embed_tokens.weight")[rows])
     calibration.dense(0, *(read(f"model.layers.0.mlp.{part}_proj.weight") for part in PARTS))
-    found = calibration.layer(1, experts(read, 1, COUNT))
-    for part in PARTS:
-        for number, matrix in enumerate(getattr(found, part)):
-            assert np.array_equal(stored[f"layers.1.mlp.experts.{number}.{part}_proj.weight"], matrix)
+    want = states(written.folder, ids(0))
+    for layer in range(1, LAYERS):
+        found = calibration.layer(layer, experts(read, layer, COUNT))
+        for part in PARTS:
+            for number, matrix in enumerate(getattr(found, part)):
+                assert np.array_equal(stored[f"layers.{layer}.mlp.experts.{number}.{part}_proj.weight"], matrix)
+        assert np.abs(calibration._rounded - want[layer]).max() < 1e-5 * np.abs(want[layer]).max()
 
 
 def test_a_starved_expert_borrows_rows() -> None:
@@ -103,11 +107,11 @@ def test_a_starved_expert_borrows_rows() -> None:
 def test_one_row_does_not_decide() -> None:
     rows = np.random.default_rng(0).standard_normal((500, 32)).astype(np.float32)
     rows[0] *= 300
-    found = _capped(rows)
+    found = rows * _cap(rows)
     energy = np.square(found).sum(1)
     assert np.array_equal(found[1:], rows[1:]) and energy[0] == pytest.approx(16 * np.median(energy), rel=1e-3)
     assert np.allclose(found[0] / np.linalg.norm(found[0]), rows[0] / np.linalg.norm(rows[0]), atol=1e-6)
-    assert not _capped(np.zeros((3, 4), np.float32)).any()
+    assert (_cap(np.zeros((3, 4), np.float32)) == 1).all()
 
 
 def test_wrong_sources_and_words(tmp_path: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
