@@ -99,7 +99,8 @@ class Engine:
     def memory(self) -> dict[str, int]:
         """Bytes by use: weights (packed; draft_weights of them the drafter's), embedding, workspace, kv_per_position (full layers)
         and kv_fixed (windows) of a sequence, the drafter's included, total (weights + embedding + workspace), limit (0: none), and
-        read_per_token: weight bytes a 1-row step reads."""
+        read_per_token: weight bytes a 1-row step reads. Until it is loaded this is a bound: BF16 matrices whose values were rounded
+        from four bits before are packed in four bits, which only their values tell."""
     def profile(self, on: bool, /) -> dict[str, Any]:
         """What was counted since the last call (steps, rows, total_ns, ops: name -> calls, busy_ns and wait_ns summed over workers,
         wall_ns, bytes read, macs), all zero if nothing was; then counting starts afresh (True) or stops (False). With a drafter

@@ -159,7 +159,7 @@ def _print_memory(memory: Mapping[str, int], max_context: int, precision: str) -
     from ..display import size
 
     sequence = memory["kv_fixed"] + max_context * memory["kv_per_position"]
-    print(f"\nmemory ({precision})")
+    print(f"\nmemory ({precision}, at most)")
     for name, value in (
         ("weights", size(memory["weights"]) + (f", {size(memory['draft_weights'])} the drafter's" * (memory["draft_weights"] > 0))),
         ("embedding", size(memory["embedding"])),
