@@ -30,6 +30,12 @@ typedef struct mimo_act {
     mimo_ahead ahead; /* what the caller reads after this call: asked for on the way, without effect on any result */
 } mimo_act;
 
+/* The sum of q over a block. */
+static inline int32_t mimo_act_sum(int32_t s)
+{
+    return (int16_t)s + (s >> 16);
+}
+
 /* y[t*ldy + 8*i + r] = sum_k w[8*(octet+i) + r, k] * x[rows[t], k]   for t < T, i < octets; rows NULL: row t.
  * y is written, not added to; ldy >= 8*octets, 8 floats of slack are not needed.
  * Float (exact) kernels, one accumulator per (row, t), k ascending:        acc = fma(w, x[k], acc)

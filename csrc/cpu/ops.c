@@ -9,8 +9,7 @@
 
 mimo_gemm *mimo_cpu_gemm(const mimo_cpu *cpu, const mimo_panel *panel)
 {
-    const bool rounded = panel->packing == MIMO_PACK_Q8 || panel->packing == MIMO_PACK_Q4;
-    const bool integer = rounded || (panel->packing == MIMO_PACK_MXFP4 && !cpu->exact);
+    const bool integer = mimo_packing_is_rounded(panel->packing) || (panel->packing == MIMO_PACK_MXFP4 && !cpu->exact);
     return integer ? cpu->kernels->gemm_q8[panel->packing] : cpu->kernels->gemm_f32[panel->packing];
 }
 

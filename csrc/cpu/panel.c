@@ -164,7 +164,7 @@ mimo_status mimo_panel_pack(const mimo_panel *to, const mimo_matrix *from, size_
 {
     assert(to->rows == from->rows && to->cols == from->cols && octet + octets <= mimo_panel_octets(to));
     mimo_pack_lane *pack = lane_packer(from->format, to->packing);
-    if (pack == NULL || ((to->packing == MIMO_PACK_Q8 || to->packing == MIMO_PACK_Q4) && to->cols % BLOCK != 0))
+    if (pack == NULL || (mimo_packing_is_rounded(to->packing) && to->cols % BLOCK != 0))
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "%s: %s with %u columns cannot be packed as %s", from->name,
                          mimo_format_name(from->format), from->cols, mimo_packing_name(to->packing));
     const size_t first = octet * LANES;

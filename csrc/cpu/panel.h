@@ -46,6 +46,12 @@ typedef struct mimo_panel {
     uint8_t *data, *scales; /* scales NULL for F32 and BF16 */
 } mimo_panel;
 
+/* Weights were rounded once more than the checkpoint has them. */
+static inline bool mimo_packing_is_rounded(mimo_packing packing)
+{
+    return packing == MIMO_PACK_Q8 || packing == MIMO_PACK_Q4;
+}
+
 const char *mimo_packing_name(mimo_packing packing); /* "f32" "bf16" "fp8" "mxfp4" "q8" "q4" */
 
 static inline size_t mimo_panel_octets(const mimo_panel *p)

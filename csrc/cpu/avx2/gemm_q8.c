@@ -39,27 +39,11 @@ static ALWAYS_INLINE f8 codes_finish(ints sum)
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
 }
 
+/* Sums of sixteen w * q are at most 16 * 15 * 127 < 2^15. */
 static ALWAYS_INLINE weights levels_load(const uint8_t *p, size_t g)
 {
     const ints w = nibbles(p, g);
     return (weights){w, w};
-}
-
-static ALWAYS_INLINE ints levels_start(int32_t s)
-{
-    (void)s;
-    return _mm256_setzero_si256();
-}
-
-/* A sum of sixteen w * q is at most 16 * 15 * 127 < 2^15. */
-static ALWAYS_INLINE ints levels_add(ints sum, weights w, ints x)
-{
-    return codes_add(sum, w, x);
-}
-
-static ALWAYS_INLINE f8 levels_finish(ints sum)
-{
-    return codes_finish(sum);
 }
 
 static ALWAYS_INLINE weights bytes_load(const uint8_t *p, size_t g)
@@ -71,7 +55,7 @@ static ALWAYS_INLINE weights bytes_load(const uint8_t *p, size_t g)
 static ALWAYS_INLINE ints bytes_start(int32_t s)
 {
     (void)s;
-    return _mm256_setzero_si256();
+    return ints_zero();
 }
 
 /* |w| times q with w's sign: 2 * 127 * 127 fits 16 bits, but only just, so every product is widened before it is added.

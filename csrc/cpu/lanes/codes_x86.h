@@ -12,6 +12,11 @@ static ALWAYS_INLINE ints ints_broadcast(const int8_t *q)
     return _mm256_set1_epi32(four);
 }
 
+static ALWAYS_INLINE ints ints_zero(void)
+{
+    return _mm256_setzero_si256();
+}
+
 /* Even g are low nibbles, odd g high ones. */
 static ALWAYS_INLINE ints nibbles(const uint8_t *p, size_t g)
 {

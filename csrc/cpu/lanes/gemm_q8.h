@@ -5,12 +5,13 @@
  *   ints                           32 bytes of operands, or the sums made of them
  *   weights                        the same of weights, with what one unpacking finds out about them
  *   ints_broadcast(q)              four int8, for every row of w
+ *   ints_zero()                    sums of nothing
  *   codes_load(p, g)               MXFP4 codes of k = 4*g .. 4*g + 3 of the block that begins at p
  *   codes_start(s)                 sums of one block of codes begin here; s: mimo_act's sums of the block
  *   codes_add(sum, w, x)           four products added in each row
  *   codes_finish(sum)              the eight dot products, as floats
  *   bytes_load, _start, ...        the same for Q8
- *   levels_load, _start, ...       the same for Q4 */
+ *   levels_load(p, g)              as codes_load, of Q4: operands that codes_add and codes_finish take, from zero */
 #include "cpu/lanes/tile.h"
 
 typedef struct row_pointers {
@@ -69,11 +70,17 @@ static ALWAYS_INLINE f8 levels_least(const uint8_t *scales, size_t block)
     return f8_load_f16((const uint16_t *)(const void *)scales + block * 16 + 8);
 }
 
+/* Weights that are not offset: nothing to take back. */
+static ALWAYS_INLINE ints levels_start(int32_t s)
+{
+    (void)s;
+    return ints_zero();
+}
+
 /* What a row of x adds to every weight's least value. */
 static ALWAYS_INLINE f8 of_least(const row_pointers *x, size_t block)
 {
-    const int32_t s = x->s[block];
-    return f8_set(x->d[block] * (float)((int16_t)s + (s >> 16)));
+    return f8_set(x->d[block] * (float)mimo_act_sum(x->s[block]));
 }
 
 static ALWAYS_INLINE void body(const tile *c, size_t T, size_t O, packing p)
@@ -128,7 +135,7 @@ static ALWAYS_INLINE void body_q8(const tile *c, size_t T, size_t O)
 
 static ALWAYS_INLINE void body_q4(const tile *c, size_t T, size_t O)
 {
-    body(c, T, O, (packing){128, levels_load, levels_start, levels_add, levels_finish, levels_scale, levels_least});
+    body(c, T, O, (packing){128, levels_load, levels_start, codes_add, codes_finish, levels_scale, levels_least});
 }
 
 void MIMO_KERNEL(gemm_q8_mxfp4)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets,

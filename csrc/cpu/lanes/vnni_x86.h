@@ -57,20 +57,4 @@ static ALWAYS_INLINE weights levels_load(const uint8_t *p, size_t g)
     return nibbles(p, g);
 }
 
-static ALWAYS_INLINE ints levels_start(int32_t s)
-{
-    (void)s;
-    return _mm256_setzero_si256();
-}
-
-static ALWAYS_INLINE ints levels_add(ints sum, weights w, ints x)
-{
-    return DPBUSD(sum, w, x);
-}
-
-static ALWAYS_INLINE f8 levels_finish(ints sum)
-{
-    return _mm256_cvtepi32_ps(sum);
-}
-
 #endif

@@ -17,11 +17,16 @@ static ALWAYS_INLINE ints ints_broadcast(const int8_t *q)
 
 typedef ints weights;
 
-/* Zero: the sums of q are not needed. */
+static ALWAYS_INLINE ints ints_zero(void)
+{
+    return (ints){vdupq_n_s8(0), vdupq_n_s8(0)};
+}
+
+/* The sums of q are not needed. */
 static ALWAYS_INLINE ints codes_start(int32_t s)
 {
     (void)s;
-    return (ints){vdupq_n_s8(0), vdupq_n_s8(0)};
+    return ints_zero();
 }
 
 static ALWAYS_INLINE ints codes_add(ints sum, weights w, ints x)
@@ -55,21 +60,6 @@ static ALWAYS_INLINE weights levels_load(const uint8_t *p, size_t g)
 {
     const uint8_t *from = p + g / 2 * 32;
     return (weights){vreinterpretq_s8_u8(nibbles(from, g)), vreinterpretq_s8_u8(nibbles(from + 16, g))};
-}
-
-static ALWAYS_INLINE ints levels_start(int32_t s)
-{
-    return codes_start(s);
-}
-
-static ALWAYS_INLINE ints levels_add(ints sum, weights w, ints x)
-{
-    return codes_add(sum, w, x);
-}
-
-static ALWAYS_INLINE f8 levels_finish(ints sum)
-{
-    return codes_finish(sum);
 }
 
 static ALWAYS_INLINE weights bytes_load(const uint8_t *p, size_t g)

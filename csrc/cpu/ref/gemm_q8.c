@@ -12,11 +12,6 @@
 typedef int32_t block_dot(const mimo_panel *w, size_t block, size_t r, const int8_t q[32]);
 typedef float block_scale(const mimo_panel *w, size_t block, size_t r);
 
-static inline int32_t block_sum(int32_t s)
-{
-    return (int16_t)s + (s >> 16);
-}
-
 /* least NULL: weights are multiples of their scale. */
 static inline void gemm(block_dot *dot, block_scale *scale, block_scale *least, float *y, size_t ldy,
                         const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x, const uint16_t *rows,
@@ -33,23 +28,30 @@ static inline void gemm(block_dot *dot, block_scale *scale, block_scale *least, 
                 acc = fmaf(d, (float)dot(w, block, o % 8, x->q + row * x->K + b * 32), acc);
                 if (least != NULL)
                     acc = fmaf(least(w, block, o % 8),
-                               x->d[row * blocks + b] * (float)block_sum(x->s[row * blocks + b]), acc);
+                               x->d[row * blocks + b] * (float)mimo_act_sum(x->s[row * blocks + b]), acc);
             }
             y[t * ldy + o] = acc;
         }
     }
 }
 
-static inline int32_t dot_mxfp4(const mimo_panel *w, size_t block, size_t r, const int8_t q[32])
+/* value(code): what a nibble stands for. */
+static inline int32_t dot_nibbles(int (*value)(uint8_t code), const mimo_panel *w, size_t block, size_t r,
+                                  const int8_t q[32])
 {
     int32_t sum = 0;
     for (size_t i = 0; i < 4; i++) {
         for (size_t b = 0; b < 4; b++) {
             const uint8_t pair = w->data[block * 128 + i * 32 + r * 4 + b];
-            sum += mimo_e2m1_doubled(pair & 15) * q[8 * i + b] + mimo_e2m1_doubled(pair >> 4) * q[8 * i + 4 + b];
+            sum += value(pair & 15) * q[8 * i + b] + value(pair >> 4) * q[8 * i + 4 + b];
         }
     }
     return sum;
+}
+
+static inline int32_t dot_mxfp4(const mimo_panel *w, size_t block, size_t r, const int8_t q[32])
+{
+    return dot_nibbles(mimo_e2m1_doubled, w, block, r, q);
 }
 
 static inline float scale_mxfp4(const mimo_panel *w, size_t block, size_t r)
@@ -71,16 +73,14 @@ static inline float scale_q8(const mimo_panel *w, size_t block, size_t r)
     return mimo_bf16_decode(((const uint16_t *)w->scales)[block * 8 + r]);
 }
 
+static inline int level(uint8_t code)
+{
+    return code;
+}
+
 static inline int32_t dot_q4(const mimo_panel *w, size_t block, size_t r, const int8_t q[32])
 {
-    int32_t sum = 0;
-    for (size_t i = 0; i < 4; i++) {
-        for (size_t b = 0; b < 4; b++) {
-            const uint8_t pair = w->data[block * 128 + i * 32 + r * 4 + b];
-            sum += (pair & 15) * q[8 * i + b] + (pair >> 4) * q[8 * i + 4 + b];
-        }
-    }
-    return sum;
+    return dot_nibbles(level, w, block, r, q);
 }
 
 static inline float scale_q4(const mimo_panel *w, size_t block, size_t r)
