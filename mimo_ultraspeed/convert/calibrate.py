@@ -83,7 +83,7 @@ class Calibration:
     def layer(self, number: int, experts: Experts) -> Experts:
         """Takes the streams through a layer, and returns its experts rounded to values that MXFP4 holds exactly."""
         layer, x, seen = self._attended(number)
-        rows = _Rows(x, route(layer, self._config, x), seen, route(layer, self._config, seen))
+        rows = _Inputs(x, route(layer, self._config, x), seen, route(layer, self._config, seen))
         together = self._config.num_experts_per_tok == self._config.n_routed_experts
         return (self._together if together else self._apart)(rows, experts)
 
@@ -95,7 +95,7 @@ class Calibration:
         x, seen = (normed(stream, layer.mlp_norm, layer.eps) for stream in (self._stream, self._rounded))
         return layer, x, seen
 
-    def _together(self, rows: _Rows, experts: Experts) -> Experts:
+    def _together(self, rows: _Inputs, experts: Experts) -> Experts:
         """All experts are always chosen: their `down` is one matrix, whose parts make up for each other's losses."""
         count, width = len(experts.gate), len(experts.gate[0])
         gate: Array = np.concatenate(experts.gate)
@@ -109,7 +109,7 @@ class Calibration:
         self._rounded += units @ down.T
         return Experts(np.split(gate, count), np.split(up, count), np.split(down, count, axis=1))
 
-    def _apart(self, rows: _Rows, experts: Experts) -> Experts:
+    def _apart(self, rows: _Inputs, experts: Experts) -> Experts:
         """Each expert is rounded for the rows that are routed to it in the rounded model, with their weights."""
         found: list[list[Array]] = [[], [], []]
         behind = (self._stream - self._rounded) / np.maximum(rows.seen_shares.sum(1, keepdims=True), np.float32(1e-6))
@@ -151,7 +151,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Inputs:
     """What the MLP of a layer sees: inputs [M, H] and weights of experts [M, E], of the unrounded model and of the rounded one."""
 
     x: Array

@@ -91,6 +91,23 @@ def test_the_checkpoint_holds_what_the_last_forward_used(tmp_path: Path, chosen:
         assert np.abs(calibration._rounded - want[layer]).max() < 1e-5 * np.abs(want[layer]).max()
 
 
+@pytest.mark.parametrize("chosen", [2, COUNT])
+def test_a_layer_makes_up_for_what_was_lost_before(tmp_path: Path, chosen: int) -> None:
+    """The rounded stream begins off: matrices that may move bring it back, those held to their values do not."""
+    source = make(tmp_path / "source", weights="bf16", overrides=SHAPE | {"num_experts_per_tok": chosen}, progress=False)
+    checkpoint = mu.Checkpoint.open(source)
+    read = split_reader(checkpoint)
+    left = []
+    for pull in (0.01, 1e9):
+        tokens = [np.array(ids(seed)) for seed in range(8)]
+        calibration = Calibration(tokens, checkpoint.config, read, lambda rows: read("model.embed_tokens.weight")[rows], pull=pull)
+        calibration.dense(0, *(read(f"model.layers.0.mlp.{part}_proj.weight") for part in PARTS))
+        calibration._rounded *= 0.8
+        calibration.layer(1, experts(read, 1, COUNT))
+        left.append(np.square(calibration._stream - calibration._rounded).sum())
+    assert left[0] < 0.3 * left[1]
+
+
 def test_a_starved_expert_borrows_rows() -> None:
     shares = np.zeros(1000, np.float32)
     rows, weights = _rows(shares, 40)

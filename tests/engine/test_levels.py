@@ -42,11 +42,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
     return made[0], made[1], sum(map(put_on_levels, sorted(made[1].glob("*.safetensors"))))
 
 
-def run(folder: Path, precision: str = "fast", threads: int = 2, variant: str | None = None, **draft: Any) -> tuple[Any, Any]:
+def run(folder: Path, precision: str = "fast", threads: int = 2, variant: str | None = None) -> tuple[Any, Any]:
     """Logits of IDS, and the memory of the loaded engine."""
-    engine = _probe.Engine(
-        *Checkpoint.open(folder).core_arguments(), precision=precision, threads=threads, variant=variant, **draft
-    )
+    engine = _probe.Engine(*Checkpoint.open(folder).core_arguments(), precision=precision, threads=threads, variant=variant)
     planned = engine.memory()
     engine.load()
     found, memory = engine.logits(IDS), engine.memory()
