@@ -35,7 +35,7 @@ class LlamaPeer:
         self._many: Any = None
         self._batch = api.llama_batch_init(512, 0, 1)
         self.vocab: int = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-        self._position = 0
+        self.position = 0
 
     def _open(self, context: int, sequences: int) -> Any:
         settings = api.llama_context_default_params()
@@ -49,7 +49,7 @@ class LlamaPeer:
 
     def reset(self) -> None:
         api.llama_memory_clear(api.llama_get_memory(self._context), True)
-        self._position = 0
+        self.position = 0
 
     def step(self, tokens: Sequence[int], *, all_rows: bool = False) -> NDArray[np.float32]:
         """Runs at most 512 tokens at once; logits [T or 1, V], valid until the next step."""
@@ -57,13 +57,13 @@ class LlamaPeer:
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i] = token
-            batch.pos[i] = self._position + i
+            batch.pos[i] = self.position + i
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
             batch.logits[i] = all_rows or i == len(tokens) - 1
         if api.llama_decode(self._context, batch) != 0:
-            raise RuntimeError(f"llama_decode of {len(tokens)} tokens at position {self._position} failed")
-        self._position += len(tokens)
+            raise RuntimeError(f"llama_decode of {len(tokens)} tokens at position {self.position} failed")
+        self.position += len(tokens)
         rows = len(tokens) if all_rows else 1
         return np.ctypeslib.as_array(api.llama_get_logits(self._context), (rows, self.vocab))
 

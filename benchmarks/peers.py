@@ -15,6 +15,8 @@ it (gguf_write.py: the same MXFP4 experts, Q8_0 else, which is what our fast mod
   step 8      the same, eight rows a step: what verifying a drafted block costs
   prefill     a prompt of 512, to its first token
   16 at once  16 prompts of 32, answers of 64 tokens decoded together, greedy; the prompts and first tokens are not counted
+  long prompt, long decode, long step 8   only when asked for, beside llama.cpp: a prompt of 4096; 32 tokens after it; logits of
+              four steps of eight rows after it
   outside     ours alone: the share of decoding that is not spent in kernels, but at barriers and between steps
 
 "of read": bytes of weights that a step touches / its time / bandwidth read on as many threads in the same round. A step of 8 of
@@ -41,9 +43,14 @@ from decode import fetch_gguf
 from mimo_ultraspeed.checkpoint import Checkpoint
 
 PROMPT, ANSWER, SHORT, LONG, BATCH, BATCH_ANSWER = 32, 128, 96, 512, 16, 64
+LONGEST, LONG_ANSWER, LONG_STEPS = 4096, 32, 4
 WORK = ("decode", "step 1", "step 8", "prefill", "16 at once")
+LONG_WORK = ("long prompt", "long decode", "long step 8")
 STEPS = {"decode": ANSWER - 1, "step 1": SHORT, "step 8": SHORT // 8, "prefill": 1, "16 at once": BATCH_ANSWER - 1}
+STEPS |= {"long prompt": 1, "long decode": LONG_ANSWER - 1, "long step 8": LONG_STEPS}
 TOKENS = {"decode": 1, "step 1": 1, "step 8": 8, "prefill": LONG, "16 at once": BATCH}  # of one step
+TOKENS |= {"long prompt": LONGEST, "long decode": 1, "long step 8": 8}
+CONTEXT = LONGEST + 512
 PROBE_BYTES, PROBE_SECONDS = 1 << 30, 0.3
 
 
@@ -70,7 +77,7 @@ class Ours:
 
         opened = Checkpoint.open(checkpoint)
         self.vocab = opened.config.vocab_size
-        self.engine = _core.Engine(*opened.core_arguments(), precision="fast", threads=threads, max_context=1024)
+        self.engine = _core.Engine(*opened.core_arguments(), precision="fast", threads=threads, max_context=CONTEXT)
         self.engine.load()
         read = self.engine.memory()["read_per_token"]
         counts = {work: self.count(work) for work in ("step 8", "prefill")}
@@ -99,7 +106,11 @@ class Ours:
             return self.batch(salt)
         if work == "outside":
             return self.outside(salt)
-        tokens = prompt(PROMPT if work == "decode" else LONG, salt, self.vocab)
+        if work == "long step 8":
+            return float(self.engine.step_times([8], context=LONGEST, repeats=LONG_STEPS).sum()) / 1e9
+        if work == "long decode":  # after a prompt that is kept
+            return self.decode(prompt(LONGEST, 0, self.vocab), LONG_ANSWER)
+        tokens = prompt({"decode": PROMPT, "prefill": LONG, "long prompt": LONGEST}[work], salt, self.vocab)
         if work == "decode":
             return self.decode(tokens)
         began = time.perf_counter()
@@ -126,9 +137,9 @@ class Ours:
         wall = 1e9 * seconds * profile["steps"] / (ANSWER - 1)
         return breakdown({**profile, "wall_ns": wall}, self.engine.threads).outside
 
-    def decode(self, tokens: list[int]) -> float:
+    def decode(self, tokens: list[int], count: int = ANSWER) -> float:
         """Seconds of all tokens but the first."""
-        job = self.engine.submit(tokens, max_new_tokens=ANSWER)
+        job = self.engine.submit(tokens, max_new_tokens=count)
         job.next()
         first = time.perf_counter()
         while job.next() is not None:
@@ -140,10 +151,12 @@ class Llama:
     def __init__(self, checkpoint: Path, gguf: Path, threads: int) -> None:
         from llama_peer import LlamaPeer
 
-        self.peer = LlamaPeer(gguf, threads)
+        self.peer = LlamaPeer(gguf, threads, CONTEXT)
         self.facts: dict[str, Any] = {"bytes": {}, "macs": {}}
 
     def seconds(self, work: str, salt: int) -> float:
+        if work in LONG_WORK:
+            return self.long(work, salt)
         self.peer.reset()
         if work.startswith("step"):
             tokens, width = prompt(SHORT, salt, self.peer.vocab), int(work[5:])
@@ -166,6 +179,21 @@ class Llama:
         for _ in range(ANSWER - 1):
             token = int(self.peer.step([token]).argmax())
         return time.perf_counter() - first
+
+    def long(self, work: str, salt: int) -> float:
+        tokens = prompt(LONGEST, salt, self.peer.vocab)
+        if work == "long prompt" or not LONGEST <= self.peer.position <= CONTEXT - 64:
+            self.peer.reset()
+            began = time.perf_counter()
+            for i in range(0, LONGEST, LONG):
+                self.peer.step(tokens[i : i + LONG])
+            if work == "long prompt":
+                return time.perf_counter() - began
+        width, count = (1, LONG_ANSWER - 1) if work == "long decode" else (8, LONG_STEPS)
+        began = time.perf_counter()
+        for i in range(count):
+            self.peer.step(tokens[i * width : (i + 1) * width], all_rows=True)
+        return time.perf_counter() - began
 
 
 class Transformers:
@@ -329,7 +357,7 @@ def main() -> None:
     what.add_argument("--model", default="smollm2-135m", help="an embedded default model")
     what.add_argument("--shape", help="a made model: nano, medium, or any other shape of `mimo-ultraspeed make`")
     parser.add_argument("--peers", default="llama", help="comma-separated: llama, transformers (the default model only)")
-    parser.add_argument("--work", default=",".join(WORK), help="comma-separated kinds of work (all of them)")
+    parser.add_argument("--work", default=",".join(WORK), help="comma-separated kinds of work (all but the long ones)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every single figure here")
@@ -343,8 +371,10 @@ def main() -> None:
     if unknown := [name for name in peers if name not in ENGINES or name == "ours"]:
         parser.error(f"--peers: expected llama or transformers, found {unknown[0]!r}")
     works = [name.strip() for name in options.work.split(",")]
-    if unknown := [name for name in works if name not in WORK]:
-        parser.error(f"--work: expected some of {', '.join(WORK)}, found {unknown[0]!r}")
+    if unknown := [name for name in works if name not in WORK + LONG_WORK]:
+        parser.error(f"--work: expected some of {', '.join(WORK + LONG_WORK)}, found {unknown[0]!r}")
+    if "transformers" in peers and set(works) & set(LONG_WORK):
+        parser.error("--work: long contexts are measured beside llama only")
     if options.shape and "transformers" in peers:
         parser.error("--peers: transformers runs the default model only")
     folder, file = made(options.shape) if options.shape else default(options.model)

@@ -14,8 +14,10 @@ enum { MIMO_LOCAL_ROWS = 4 };
 /* Most octets of a unit of matrix rows: its results for a whole prefill tile stay in the second-level cache. */
 enum { MIMO_UNIT_OCTETS = 16 };
 /* Attention shares the chunks of a long context out when a step has fewer queries (a row's heads of one key/value head)
- * than so many a worker, and computes at most so many chunks a worker before it merges them. */
-enum { MIMO_SPLIT_QUERIES = 4, MIMO_SPLIT_PARTS = 32 };
+ * than so many a worker, and computes at most so many chunks of queries a worker before it merges them. */
+enum { MIMO_SPLIT_QUERIES = 16, MIMO_SPLIT_PARTS = 64 };
+/* A tile of attention has at most so many rows, and fewer where there would not be so many tiles a worker. */
+enum { MIMO_TILE_ROWS = 8, MIMO_TILES = 4 };
 
 typedef struct mimo_cpu_layer {
     const float *attention_norm, *mlp_norm; /* [H] */
@@ -52,7 +54,7 @@ typedef struct mimo_scratch { /* one worker's */
     mimo_rows local;          /* [MIMO_LOCAL_ROWS, H] */
     float *gemm;              /* [max_rows, block] results of one unit, twice (gate and up) */
     float *sum;               /* [max_rows, block] */
-    float *attention;         /* m, l, acc, scores of one unit */
+    float *attention;         /* scores, queries and results of one unit */
 } mimo_scratch;
 
 typedef struct mimo_cpu {

@@ -48,6 +48,25 @@ static inline int32_t mimo_act_sum(int32_t s)
 typedef void mimo_gemm(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
                        const uint16_t *rows, size_t T);
 
+/* Keys and values of one key/value head in a chunk of positions, of which begin <= j < end count. Memory of k outside
+ * of them may be anything (NaN too) and does not matter. */
+typedef struct mimo_keys {
+    const void *k;     /* in groups of 8: [group][D][8] */
+    const void *v;     /* [position][Dv] */
+    size_t begin, end; /* end <= 256 */
+    size_t D, Dv;
+    float scale;
+    mimo_ahead ahead_k, ahead_v; /* keys and values that are read after these, as mimo_act's; without scales */
+} mimo_keys;
+
+/* A chunk of keys for `heads` query heads, q [heads, D], that share a key/value head.
+ *   score[h][j] = (sum_d fma(q[h][d], k[j][d]), d ascending) * scale;  m[h] = max_j score (never -0);
+ *   p[h][j] = mimo_expf(score - m);  l[h] = sum_j p in 8 lanes (lane j % 8), added as rms_norm does;
+ *   acc[h][e] = sum_j fma(p[h][j], v[j][e], acc), j ascending from 0. */
+typedef void mimo_attend(float *m, float *l, float *acc, const float *q, size_t heads, const mimo_keys *keys,
+                         float *scratch);
+enum { MIMO_ATTEND_HEADS = 6, MIMO_ATTEND_SCRATCH = MIMO_ATTEND_HEADS * 256 }; /* floats of scratch */
+
 typedef struct mimo_kernels {
     const char *name; /* "ref", "avx2", "avxvnni", "avx512", "neon" */
 
@@ -72,16 +91,7 @@ typedef struct mimo_kernels {
      * added. */
     void (*rope)(float *x, const float *cos, const float *sin, size_t R);
 
-    /* One chunk of keys for `heads` query heads that share a key/value head.
-     *   q [heads, D];  k: keys in groups of 8, k[group][d][8];  v [position][Dv];  keys begin <= j < end (within the
-     * chunk, end <= 256) score[h][j] = (sum_d fma(q[h][d], k[j][d]), d ascending) * scale m[h] = max_j score (never
-     * -0);  p_j = mimo_expf(score - m);  l[h] = sum_j p_j in 8 lanes (lane j % 8), added as rms_norm does acc[h][e] =
-     * sum_j fma(p_j, v[j][e], acc), j ascending from 0 Memory of k outside [begin, end) may be anything (NaN too) and
-     * does not matter; `scratch` holds heads * 256 floats. _f32: k, v float; _bf16: k, v BF16 (uint16). */
-    void (*attend_f32)(float *m, float *l, float *acc, const float *q, const void *k, const void *v, size_t begin,
-                       size_t end, size_t heads, size_t D, size_t Dv, float scale, float *scratch);
-    void (*attend_bf16)(float *m, float *l, float *acc, const float *q, const void *k, const void *v, size_t begin,
-                        size_t end, size_t heads, size_t D, size_t Dv, float scale, float *scratch);
+    mimo_attend *attend_f32, *attend_bf16; /* of float, of BF16 (uint16) keys and values */
 } mimo_kernels;
 
 /* The variant called `name`, or the best one this CPU runs when name is NULL or "". "ref", "avx2", "avxvnni", "avx512",

@@ -18,15 +18,22 @@ static uint64_t panel_macs(const mimo_panel *p)
     return (uint64_t)p->rows * p->cols;
 }
 
+/* Keys that neighbouring rows of one sequence share are read once. */
 static void count_attention(const mimo_cpu *cpu, const mimo_op *op, uint64_t *bytes, uint64_t *macs)
 {
     const mimo_attention *a = mimo_layer_attention(cpu->config, op->layer);
+    const mimo_step *step = cpu->step;
     const uint64_t width = a->head_dim + a->v_head_dim;
-    for (size_t t = 0; t < cpu->step->rows; t++) {
+    size_t low = 0, high = 0; /* of the sequence */
+    for (size_t t = 0; t < step->rows; t++) {
         size_t lowest, after;
         mimo_cpu_keys(cpu, a, t, &lowest, &after);
-        *bytes += (after - lowest) * width * a->kv_heads * cpu->kv_layout.element_bytes;
+        const bool same = t > 0 && step->kv[t] == step->kv[t - 1];
+        low = same ? mimo_min(low, lowest) : lowest;
+        high = same ? mimo_max(high, after) : after;
         *macs += (after - lowest) * width * a->heads;
+        if (t + 1 == step->rows || step->kv[t + 1] != step->kv[t])
+            *bytes += (high - low) * width * a->kv_heads * cpu->kv_layout.element_bytes;
     }
 }
 

@@ -14,12 +14,7 @@
     void mimo_##V##_quantize(int8_t *q, float *d, int32_t *s, const float *x, size_t K);                               \
     void mimo_##V##_swiglu(float *h, const float *gate, const float *up, size_t n);                                    \
     void mimo_##V##_rope(float *x, const float *cos, const float *sin, size_t R);                                      \
-    void mimo_##V##_attend_f32(float *m, float *l, float *acc, const float *q, const void *k, const void *v,           \
-                               size_t begin, size_t end, size_t heads, size_t D, size_t Dv, float scale,               \
-                               float *scratch);                                                                        \
-    void mimo_##V##_attend_bf16(float *m, float *l, float *acc, const float *q, const void *k, const void *v,          \
-                                size_t begin, size_t end, size_t heads, size_t D, size_t Dv, float scale,              \
-                                float *scratch);
+    mimo_attend mimo_##V##_attend_f32, mimo_##V##_attend_bf16;
 
 MIMO_VARIANT_DECLARE(ref)
 MIMO_VARIANT_DECLARE(avx2)

@@ -61,8 +61,9 @@ static sizes measure(mimo_cpu *cpu)
         s.q = mimo_max(s.q, (size_t)a->heads * a->head_dim);
         s.a = mimo_max(s.a, (size_t)a->heads * a->v_head_dim);
         cpu->angles[c->sliding[i]] = a->rotary_dim / 2;
-        /* running and chunk results, then scores */
-        s.attention = mimo_max(s.attention, group * (2 * ((size_t)a->v_head_dim + 2) + MIMO_KV_CHUNK) + 64);
+        /* a tile's queries, their results, those of a chunk */
+        const size_t of_head = (size_t)a->head_dim + 2 * ((size_t)a->v_head_dim + 2);
+        s.attention = mimo_max(s.attention, MIMO_ATTEND_SCRATCH + MIMO_TILE_ROWS * group * of_head + 64);
         s.split = mimo_max(s.split, mimo_round_up(group * ((size_t)a->v_head_dim + 2), 16));
         s.u = mimo_max(s.u, c->sparse[i] ? T * c->top_k * c->expert_width : T * c->dense_width);
     }

@@ -335,15 +335,21 @@ static PyObject *attend_run(const mimo_kernels *kernels, held *arrays, PyObject 
         PyErr_SetString(PyExc_ValueError, "q, k, v, begin, end: shapes or range do not fit");
         return NULL;
     }
-    PyArrayObject *scratch = new_array(arrays, NPY_FLOAT32, heads, 256);
+    PyArrayObject *scratch = new_array(arrays, NPY_FLOAT32, MIMO_ATTEND_SCRATCH, -1);
     PyArrayObject *m = new_array(arrays, NPY_FLOAT32, heads, -1), *l = new_array(arrays, NPY_FLOAT32, heads, -1);
     PyArrayObject *acc = new_array(arrays, NPY_FLOAT32, heads, Dv);
     if (scratch == NULL || m == NULL || l == NULL || acc == NULL)
         return NULL;
+    const mimo_keys chunk = {.k = keys,
+                             .v = values,
+                             .begin = (size_t)begin,
+                             .end = (size_t)end,
+                             .D = (size_t)D,
+                             .Dv = (size_t)Dv,
+                             .scale = scale};
     for (Py_ssize_t i = 0; i < repeat; i++)
         (type == NPY_UINT16 ? kernels->attend_bf16 : kernels->attend_f32)(
-            PyArray_DATA(m), PyArray_DATA(l), PyArray_DATA(acc), query, keys, values, (size_t)begin, (size_t)end,
-            (size_t)heads, (size_t)D, (size_t)Dv, scale, PyArray_DATA(scratch));
+            PyArray_DATA(m), PyArray_DATA(l), PyArray_DATA(acc), query, (size_t)heads, &chunk, PyArray_DATA(scratch));
     return Py_BuildValue("OOO", m, l, acc);
 }
 

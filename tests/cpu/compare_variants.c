@@ -110,7 +110,7 @@ static void compare_rows(const mimo_kernels *ref, const mimo_kernels *kernels, s
 
 static void compare_attention(const mimo_kernels *ref, const mimo_kernels *kernels, size_t heads, size_t D, size_t Dv)
 {
-    static float k[256 * 24], v[256 * 24], query[8 * 24], m[2][8], l[2][8], acc[2][8 * 24], scratch[8 * 256];
+    static float k[256 * 24], v[256 * 24], query[8 * 24], m[2][8], l[2][8], acc[2][8 * 24], scratch[MIMO_ATTEND_SCRATCH];
     for (size_t i = 0; i < sizeof k / sizeof *k; i++) {
         k[i] = draw_float();
         v[i] = draw_float();
@@ -124,8 +124,8 @@ static void compare_attention(const mimo_kernels *ref, const mimo_kernels *kerne
         for (int i = 0; i < 2; i++) {
             const mimo_kernels *const table = i == 0 ? ref : kernels;
             memset(acc[i], 0, sizeof acc[i]);
-            (bf16 ? table->attend_bf16 : table->attend_f32)(m[i], l[i], acc[i], query, k, v, 5, 251, heads, D, Dv, 0.3f,
-                                                            scratch);
+            const mimo_keys keys = {.k = k, .v = v, .begin = 5, .end = 251, .D = D, .Dv = Dv, .scale = 0.3f};
+            (bf16 ? table->attend_bf16 : table->attend_f32)(m[i], l[i], acc[i], query, heads, &keys, scratch);
         }
         if (memcmp(m[0], m[1], 4 * heads) != 0 || memcmp(l[0], l[1], 4 * heads) != 0 ||
             memcmp(acc[0], acc[1], sizeof acc[0]) != 0)

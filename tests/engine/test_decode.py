@@ -82,10 +82,36 @@ def test_logits_do_not_depend_on_the_number_of_threads(open_engine: Any, precisi
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_attention_over_long_contexts_does_not_depend_on_how_it_is_shared(open_engine: Any, precision: str) -> None:
     prompt = tokens(2700, seed=9)
-    want = open_engine(precision, threads=1).logits(prompt)[-120:]
-    for threads, step in ((2, 3), (3, 5)):  # fewer rows than workers want; up to two waves of chunks
+    want = open_engine(precision, threads=1).logits(prompt, step=1)[-120:]  # row by row, all by one worker
+    for threads, step in ((1, 7), (1, 128), (2, 3), (2, 8), (3, 5), (3, 128)):  # tiles of rows, and of chunks in up to two waves
         engine = open_engine(precision, threads=threads)
         assert np.array_equal(engine.logits(prompt, step=step)[-120:], want), (threads, step)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_windows_longer_than_a_chunk(tmp_path: Path, precision: str) -> None:
+    """Rows of a tile begin at different keys then, and some of them a chunk before others."""
+    folder = make(tmp_path / "wide", overrides={"sliding_window": 400, "swa_num_key_value_heads": 4}, progress=False)
+    arguments, prompt = Checkpoint.open(folder).core_arguments(), tokens(1100, seed=11)
+    want = None
+    for threads, step in ((1, 1), (1, 7), (1, 128), (2, 8), (3, 5)):
+        engine = _probe.Engine(*arguments, precision=precision, threads=threads)
+        engine.load()
+        logits = engine.logits(prompt, step=step)
+        engine.close()
+        want = logits if want is None else want
+        assert np.array_equal(logits, want), (threads, step)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_long_contexts_of_several_sequences_in_one_step(open_engine: Any, precision: str, threads: int) -> None:
+    """Rows of a tile are of different sequences then, some of which end long before others."""
+    engine = open_engine(precision, threads=threads)
+    prompts = [tokens(length, seed=length) for length in (610, 590, 1300, 40, 611, 270)]
+    alone = [answer(engine, prompt, 12) for prompt in prompts]
+    jobs = [engine.submit(prompt, max_new_tokens=12) for prompt in prompts]
+    assert [drain(job) for job in jobs] == alone
 
 
 @pytest.mark.parametrize("variant", [name for name in _probe.kernel_variants() if name != "ref"])

@@ -1,13 +1,14 @@
 /* Attention of some query heads over one chunk of keys. Lanes are keys while scoring and value elements while adding;
- * up to four heads share every load of a key or a value, and so many sums are made at a time that none waits for
+ * up to six heads share every load of a key or a value, and so many sums are made at a time that none waits for
  * itself. Include after the lanes and with MIMO_KERNEL(name) defined. */
 #include "cpu/lanes/exp.h"
 
+#include "base/size.h"
 #include "format/bf16.h"
 
 #include <math.h>
 
-enum { ATTEND_HEADS = 4, ATTEND_GROUPS = 4, CHUNK = 256 };
+enum { ATTEND_HEADS = MIMO_ATTEND_HEADS, ATTEND_GROUPS = 4, CHUNK = 256 };
 
 typedef f8 load8(const void *array, size_t i);
 typedef float load1(const void *array, size_t i);
@@ -32,47 +33,93 @@ static ALWAYS_INLINE float load1_bf16(const void *array, size_t i)
     return mimo_bf16_decode(((const uint16_t *)array)[i]);
 }
 
-/* p[h][8*group ..] = scores of G groups of keys for N heads. */
-static ALWAYS_INLINE void score(load8 *load, float *p, const float *q, const void *k, size_t group, size_t D,
-                                float scale, size_t N, size_t G)
+/* What N heads of a chunk need. */
+typedef struct sums {
+    float *m, *l, *acc, *p; /* p [N, 256] */
+    const float *q;
+} sums;
+
+/* Of so many heads the next to take, in turns of about the same size. */
+static ALWAYS_INLINE size_t heads_together(size_t heads)
 {
+    return mimo_ceil_div(heads, mimo_ceil_div(heads, ATTEND_HEADS));
+}
+
+/* Vectors whose sums for N heads all stay in registers. */
+static ALWAYS_INLINE size_t keys_together(size_t N)
+{
+    return N <= 2 ? 4 : N <= 4 ? 3 : 2;
+}
+
+static ALWAYS_INLINE size_t values_together(size_t N)
+{
+    return N <= 2 ? 4 : N <= 4 ? 3 : 2;
+}
+
+/* What is read after this chunk, asked for a little in every turn of an inner loop. */
+typedef struct fetcher {
+    const uint8_t *at;
+    size_t step;
+} fetcher;
+
+/* In `turns` for every six of the heads. */
+static fetcher fetch_of(const mimo_ahead *ahead, const void *other, size_t turns, size_t heads)
+{
+    const size_t all = mimo_max(turns * mimo_ceil_div(heads, ATTEND_HEADS), 1);
+    return (fetcher){ahead->data != NULL ? ahead->data : other, mimo_ceil_div(ahead->bytes, all)};
+}
+
+static ALWAYS_INLINE void fetch(fetcher *f)
+{
+    __builtin_prefetch(f->at, 0, 2);
+    f->at += f->step;
+}
+
+/* p[h][8*group ..] = scores of G groups of keys for N heads. */
+static ALWAYS_INLINE void score(load8 *load, const sums *s, const mimo_keys *c, fetcher *f, size_t group, size_t N,
+                                size_t G)
+{
+    const size_t D = c->D;
     f8 sum[ATTEND_HEADS][ATTEND_GROUPS];
     for (size_t h = 0; h < N; h++)
         for (size_t g = 0; g < G; g++)
             sum[h][g] = f8_set(0.0f);
     for (size_t d = 0; d < D; d++) {
-        f8 x[ATTEND_HEADS];
-        for (size_t h = 0; h < N; h++)
-            x[h] = f8_set(q[h * D + d]);
-        for (size_t g = 0; g < G; g++) {
-            const f8 key = load(k, ((group + g) * D + d) * 8);
-            for (size_t h = 0; h < N; h++)
-                sum[h][g] = f8_fma(x[h], key, sum[h][g]);
+        f8 key[ATTEND_GROUPS];
+        for (size_t g = 0; g < G; g++)
+            key[g] = load(c->k, ((group + g) * D + d) * 8);
+        fetch(f);
+        for (size_t h = 0; h < N; h++) {
+            const f8 x = f8_set(s->q[h * D + d]);
+            for (size_t g = 0; g < G; g++)
+                sum[h][g] = f8_fma(x, key[g], sum[h][g]);
         }
     }
     for (size_t h = 0; h < N; h++)
         for (size_t g = 0; g < G; g++)
-            f8_store(p + h * CHUNK + 8 * (group + g), f8_mul(sum[h][g], f8_set(scale)));
+            f8_store(s->p + h * CHUNK + 8 * (group + g), f8_mul(sum[h][g], f8_set(c->scale)));
 }
 
-/* The lanes of group g (of eight keys) that lie in [begin, end), as f8_keep_range wants them. */
-static inline f8 keep_keys(f8 x, float other, size_t g, size_t begin, size_t end)
+/* Scores of group g outside [begin, end) become -inf, whatever they were. */
+static inline void hide_keys(float *p, size_t g, size_t begin, size_t end)
 {
     const int low = begin > 8 * g ? (int)(begin - 8 * g) : 0;
     const int high = end - 8 * g < 8 ? (int)(end - 8 * g) : 8;
-    return f8_keep_range(x, f8_set(other), low, high);
+    f8_store(p + 8 * g, f8_keep_range(f8_load(p + 8 * g), f8_set(-INFINITY), low, high));
 }
 
 /* Scores become probabilities relative to their maximum; those outside [begin, end) become 0. */
 static void soften(float *m, float *l, float *p, size_t begin, size_t end)
 {
     const size_t first = begin / 8, last = (end + 7) / 8;
+    hide_keys(p, first, begin, end);
+    hide_keys(p, last - 1, begin, end);
     f8 high = f8_set(-INFINITY), sum = f8_set(0.0f);
     for (size_t g = first; g < last; g++)
-        high = f8_max(high, keep_keys(f8_load(p + 8 * g), -INFINITY, g, begin, end));
+        high = f8_max(high, f8_load(p + 8 * g));
     const float max = f8_highest(high) + 0.0f; /* never -0 */
     for (size_t g = first; g < last; g++) {
-        const f8 e = keep_keys(f8_exp(f8_sub(f8_load(p + 8 * g), f8_set(max))), 0.0f, g, begin, end);
+        const f8 e = f8_exp(f8_sub(f8_load(p + 8 * g), f8_set(max)));
         f8_store(p + 8 * g, e);
         sum = f8_add(sum, e);
     }
@@ -81,86 +128,87 @@ static void soften(float *m, float *l, float *p, size_t begin, size_t end)
 }
 
 /* acc[h][e .. e + 8*V) = sum_j p[h][j] * v[j][e ..] for N heads. */
-static ALWAYS_INLINE void add_values(load8 *load, float *acc, const float *p, const void *v, size_t begin, size_t end,
-                                     size_t Dv, size_t e, size_t N, size_t V)
+static ALWAYS_INLINE void add_values(load8 *load, const sums *s, const mimo_keys *c, fetcher *f, size_t e, size_t N,
+                                     size_t V)
 {
+    const size_t Dv = c->Dv;
     f8 sum[ATTEND_HEADS][ATTEND_GROUPS];
     for (size_t h = 0; h < N; h++)
         for (size_t i = 0; i < V; i++)
             sum[h][i] = f8_set(0.0f);
-    for (size_t j = begin; j < end; j++) {
-        f8 x[ATTEND_HEADS];
-        for (size_t h = 0; h < N; h++)
-            x[h] = f8_set(p[h * CHUNK + j]);
-        for (size_t i = 0; i < V; i++) {
-            const f8 value = load(v, j * Dv + e + 8 * i);
-            for (size_t h = 0; h < N; h++)
-                sum[h][i] = f8_fma(x[h], value, sum[h][i]);
+    for (size_t j = c->begin; j < c->end; j++) {
+        f8 value[ATTEND_GROUPS];
+        for (size_t i = 0; i < V; i++)
+            value[i] = load(c->v, j * Dv + e + 8 * i);
+        fetch(f);
+        for (size_t h = 0; h < N; h++) {
+            const f8 x = f8_set(s->p[h * CHUNK + j]);
+            for (size_t i = 0; i < V; i++)
+                sum[h][i] = f8_fma(x, value[i], sum[h][i]);
         }
     }
     for (size_t h = 0; h < N; h++)
         for (size_t i = 0; i < V; i++)
-            f8_store(acc + h * Dv + e + 8 * i, sum[h][i]);
+            f8_store(s->acc + h * Dv + e + 8 * i, sum[h][i]);
 }
 
-static ALWAYS_INLINE void attend_heads(load8 *load, load1 *load_one, float *m, float *l, float *acc, const float *q,
-                                       const void *k, const void *v, size_t begin, size_t end, size_t D, size_t Dv,
-                                       float scale, float *p, size_t N)
+static ALWAYS_INLINE void attend_heads(load8 *load, load1 *load_one, const sums *s, const mimo_keys *c,
+                                       fetcher *fetch_k, fetcher *fetch_v, size_t N)
 {
-    const size_t last = (end + 7) / 8;
-    size_t g = begin / 8, e = 0;
-    const size_t keys = N <= 3 ? 3 : 2, values = N <= 3 ? 4 : 2; /* vectors whose sums all stay in registers */
+    const size_t last = (c->end + 7) / 8, keys = keys_together(N), values = values_together(N);
+    size_t g = c->begin / 8, e = 0;
     for (; g + keys <= last; g += keys)
-        score(load, p, q, k, g, D, scale, N, keys);
-    for (; g + 2 <= last; g += 2)
-        score(load, p, q, k, g, D, scale, N, 2);
-    if (g < last)
-        score(load, p, q, k, g, D, scale, N, 1);
+        score(load, s, c, fetch_k, g, N, keys);
+    for (; g < last; g++)
+        score(load, s, c, fetch_k, g, N, 1);
     for (size_t h = 0; h < N; h++)
-        soften(m + h, l + h, p + h * CHUNK, begin, end);
-    for (; e + 8 * values <= Dv; e += 8 * values)
-        add_values(load, acc, p, v, begin, end, Dv, e, N, values);
-    for (; e + 16 <= Dv; e += 16)
-        add_values(load, acc, p, v, begin, end, Dv, e, N, 2);
-    for (; e + 8 <= Dv; e += 8)
-        add_values(load, acc, p, v, begin, end, Dv, e, N, 1);
-    for (; e < Dv; e++) {
+        soften(s->m + h, s->l + h, s->p + h * CHUNK, c->begin, c->end);
+    for (; e + 8 * values <= c->Dv; e += 8 * values)
+        add_values(load, s, c, fetch_v, e, N, values);
+    for (; e + 16 <= c->Dv; e += 16)
+        add_values(load, s, c, fetch_v, e, N, 2);
+    for (; e + 8 <= c->Dv; e += 8)
+        add_values(load, s, c, fetch_v, e, N, 1);
+    for (; e < c->Dv; e++)
         for (size_t h = 0; h < N; h++) {
             float sum = 0.0f;
-            for (size_t j = begin; j < end; j++)
-                sum = fmaf(p[h * CHUNK + j], load_one(v, j * Dv + e), sum);
-            acc[h * Dv + e] = sum;
+            for (size_t j = c->begin; j < c->end; j++)
+                sum = fmaf(s->p[h * CHUNK + j], load_one(c->v, j * c->Dv + e), sum);
+            s->acc[h * c->Dv + e] = sum;
         }
+}
+
+static ALWAYS_INLINE void attend(load8 *load, load1 *load_one, sums s, size_t heads, const mimo_keys *c)
+{
+    const size_t N = heads_together(heads), positions = c->end - c->begin;
+    fetcher k = fetch_of(&c->ahead_k, c->k, positions / (8 * keys_together(N)) * c->D, heads);
+    fetcher v = fetch_of(&c->ahead_v, c->v, positions * (c->Dv / (8 * values_together(N))), heads);
+    for (size_t n; heads > 0; heads -= n) {
+        n = heads_together(heads);
+        if (n == 6)
+            attend_heads(load, load_one, &s, c, &k, &v, 6);
+        else if (n == 5)
+            attend_heads(load, load_one, &s, c, &k, &v, 5);
+        else if (n == 4)
+            attend_heads(load, load_one, &s, c, &k, &v, 4);
+        else if (n == 3)
+            attend_heads(load, load_one, &s, c, &k, &v, 3);
+        else if (n == 2)
+            attend_heads(load, load_one, &s, c, &k, &v, 2);
+        else
+            attend_heads(load, load_one, &s, c, &k, &v, 1);
+        s = (sums){s.m + n, s.l + n, s.acc + n * c->Dv, s.p, s.q + n * c->D};
     }
 }
 
-static ALWAYS_INLINE void attend(load8 *load, load1 *load_one, float *m, float *l, float *acc, const float *q,
-                                 const void *k, const void *v, size_t begin, size_t end, size_t heads, size_t D,
-                                 size_t Dv, float scale, float *scratch)
+void MIMO_KERNEL(attend_f32)(float *m, float *l, float *acc, const float *q, size_t heads, const mimo_keys *keys,
+                             float *scratch)
 {
-    size_t h = 0;
-    for (; h + 4 <= heads; h += 4)
-        attend_heads(load, load_one, m + h, l + h, acc + h * Dv, q + h * D, k, v, begin, end, D, Dv, scale,
-                     scratch + h * CHUNK, 4);
-    if (heads - h == 3)
-        attend_heads(load, load_one, m + h, l + h, acc + h * Dv, q + h * D, k, v, begin, end, D, Dv, scale,
-                     scratch + h * CHUNK, 3);
-    else if (heads - h == 2)
-        attend_heads(load, load_one, m + h, l + h, acc + h * Dv, q + h * D, k, v, begin, end, D, Dv, scale,
-                     scratch + h * CHUNK, 2);
-    else if (heads - h == 1)
-        attend_heads(load, load_one, m + h, l + h, acc + h * Dv, q + h * D, k, v, begin, end, D, Dv, scale,
-                     scratch + h * CHUNK, 1);
+    attend(load8_f32, load1_f32, (sums){m, l, acc, scratch, q}, heads, keys);
 }
 
-void MIMO_KERNEL(attend_f32)(float *m, float *l, float *acc, const float *q, const void *k, const void *v, size_t begin,
-                             size_t end, size_t heads, size_t D, size_t Dv, float scale, float *scratch)
+void MIMO_KERNEL(attend_bf16)(float *m, float *l, float *acc, const float *q, size_t heads, const mimo_keys *keys,
+                              float *scratch)
 {
-    attend(load8_f32, load1_f32, m, l, acc, q, k, v, begin, end, heads, D, Dv, scale, scratch);
-}
-
-void MIMO_KERNEL(attend_bf16)(float *m, float *l, float *acc, const float *q, const void *k, const void *v,
-                              size_t begin, size_t end, size_t heads, size_t D, size_t Dv, float scale, float *scratch)
-{
-    attend(load8_bf16, load1_bf16, m, l, acc, q, k, v, begin, end, heads, D, Dv, scale, scratch);
+    attend(load8_bf16, load1_bf16, (sums){m, l, acc, scratch, q}, heads, keys);
 }
