@@ -108,11 +108,10 @@ class Ours:
             return self.outside(salt)
         if work == "long step 8":
             return float(self.engine.step_times([8], context=LONGEST, repeats=LONG_STEPS).sum()) / 1e9
-        if work == "long decode":  # after a prompt that is kept
-            return self.decode(prompt(LONGEST, 0, self.vocab), LONG_ANSWER)
-        tokens = prompt({"decode": PROMPT, "prefill": LONG, "long prompt": LONGEST}[work], salt, self.vocab)
-        if work == "decode":
-            return self.decode(tokens)
+        lengths = {"decode": PROMPT, "prefill": LONG, "long prompt": LONGEST, "long decode": LONGEST}
+        tokens = prompt(lengths[work], salt, self.vocab)
+        if work.endswith("decode"):
+            return self.decode(tokens, STEPS[work] + 1)
         began = time.perf_counter()
         self.engine.submit(tokens, max_new_tokens=1).next()
         return time.perf_counter() - began
@@ -132,12 +131,12 @@ class Ours:
         tokens = prompt(PROMPT, salt, self.vocab)
         self.engine.submit(tokens, max_new_tokens=1).next()  # the prompt is kept: all steps that follow are of one row
         self.engine.profile(True)
-        seconds = self.decode(tokens)
+        seconds = self.decode(tokens, ANSWER)
         profile = self.engine.profile(False)
         wall = 1e9 * seconds * profile["steps"] / (ANSWER - 1)
         return breakdown({**profile, "wall_ns": wall}, self.engine.threads).outside
 
-    def decode(self, tokens: list[int], count: int = ANSWER) -> float:
+    def decode(self, tokens: list[int], count: int) -> float:
         """Seconds of all tokens but the first."""
         job = self.engine.submit(tokens, max_new_tokens=count)
         job.next()
@@ -189,9 +188,9 @@ class Llama:
                 self.peer.step(tokens[i : i + LONG])
             if work == "long prompt":
                 return time.perf_counter() - began
-        width, count = (1, LONG_ANSWER - 1) if work == "long decode" else (8, LONG_STEPS)
+        width = TOKENS[work]
         began = time.perf_counter()
-        for i in range(count):
+        for i in range(STEPS[work]):
             self.peer.step(tokens[i * width : (i + 1) * width], all_rows=True)
         return time.perf_counter() - began
 

@@ -171,14 +171,13 @@ void mimo_tile_attend(const mimo_tile *x, size_t chunk, const float *queries, co
         attend_run(x, &i, chunk, queries, i.first ? total : part, next, after);
 }
 
-/* The sink joins, and the weighted values become a part of row r's output. of_tile: the results of the tile. */
-static void finish(const mimo_tile *x, size_t r, const mimo_partial *of_tile)
+/* The sink joins, and the weighted values become a part of row r's output. total: the row's. */
+static void finish(const mimo_tile *x, size_t r, const mimo_partial *total)
 {
     const mimo_cpu *cpu = x->task->cpu;
     const mimo_attention *a = x->a;
     const size_t Dv = a->v_head_dim;
     const float *sinks = cpu->layer[x->task->op->layer].sinks;
-    const mimo_partial all = partial_from(of_tile, r * x->heads, Dv), *total = &all;
     for (size_t h = 0; h < x->heads; h++) {
         float scale_all = 1.0f, sink = 0.0f;
         if (a->sinks) {
@@ -200,12 +199,10 @@ void mimo_tile_merge(const mimo_tile *x, size_t chunk, const mimo_partial *total
     for (size_t r = 0; r < x->rows; r++) {
         if (!sees(x, r, chunk))
             continue;
-        if (chunk > x->row[r].first) {
-            const mimo_partial into = partial_from(total, r * x->heads, Dv),
-                               from = partial_from(part, r * x->heads, Dv);
+        const mimo_partial into = partial_from(total, r * x->heads, Dv), from = partial_from(part, r * x->heads, Dv);
+        if (chunk > x->row[r].first)
             merge(&into, &from, x->heads, Dv);
-        }
         if (chunk + 1 == x->row[r].last)
-            finish(x, r, total);
+            finish(x, r, &into);
     }
 }

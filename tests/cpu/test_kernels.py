@@ -437,7 +437,8 @@ RANGES = [(0, 256), (0, 1), (255, 256), (3, 5), (0, 8), (8, 16), (7, 9), (5, 131
 
 @pytest.mark.parametrize("bf16", (False, True), ids=("f32", "bf16"))
 @pytest.mark.parametrize(
-    ("heads", "D", "Dv"), [(1, 64, 64), (3, 64, 64), (16, 192, 128), (5, 20, 13), (2, 1, 1), (4, 8, 24), (7, 33, 40)]
+    ("heads", "D", "Dv"),
+    [(1, 64, 64), (3, 64, 64), (16, 192, 128), (5, 20, 13), (2, 1, 1), (4, 8, 24), (7, 33, 40), (6, 20, 29), (12, 8, 8)],
 )
 def test_attend(variant: str, heads: int, D: int, Dv: int, bf16: bool) -> None:
     q, k, v = attention_inputs(heads, D, Dv, bf16)

@@ -91,7 +91,7 @@ def test_attention_over_long_contexts_does_not_depend_on_how_it_is_shared(open_e
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_windows_longer_than_a_chunk(tmp_path: Path, precision: str) -> None:
     """Rows of a tile begin at different keys then, and some of them a chunk before others."""
-    folder = make(tmp_path / "wide", overrides={"sliding_window": 400, "swa_num_key_value_heads": 4}, progress=False)
+    folder = make(tmp_path / "wide", overrides={"sliding_window": 400}, progress=False)
     arguments, prompt = Checkpoint.open(folder).core_arguments(), tokens(720, seed=11)
     want = None
     for threads, step in ((1, 1), (1, 128), (2, 8), (3, 5)):

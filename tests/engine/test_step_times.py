@@ -45,6 +45,13 @@ def test_a_profile_counts_the_timed_steps_alone(engine: Any) -> None:
     assert engine.profile(False)["steps"] == 7  # counting stopped with the last timed step
 
 
+def test_keys_that_rows_share_count_once_as_bytes(engine: Any) -> None:
+    """Full layers: 2 key/value heads, all positions; layers with a window of 8: 4 heads. BF16 keys of 48 and values of 32."""
+    attention = engine.step_profile(5, context=200, repeats=7)["ops"]["attention"]
+    assert attention["bytes"] == 7 * 2 * (48 + 32) * (2 * 2 * 205 + 2 * 4 * 12)
+    assert attention["macs"] == 7 * 8 * (48 + 32) * (2 * sum(range(201, 206)) + 2 * 5 * 8)
+
+
 def test_answers_do_not_notice(engine: Any) -> None:
     prompt = list(range(30))
     want = engine.logits(prompt)

@@ -45,13 +45,8 @@ static ALWAYS_INLINE size_t heads_together(size_t heads)
     return mimo_ceil_div(heads, mimo_ceil_div(heads, ATTEND_HEADS));
 }
 
-/* Vectors whose sums for N heads all stay in registers. */
-static ALWAYS_INLINE size_t keys_together(size_t N)
-{
-    return N <= 2 ? 4 : N <= 4 ? 3 : 2;
-}
-
-static ALWAYS_INLINE size_t values_together(size_t N)
+/* Vectors of keys or of values whose sums for N heads all stay in registers. */
+static ALWAYS_INLINE size_t vectors_together(size_t N)
 {
     return N <= 2 ? 4 : N <= 4 ? 3 : 2;
 }
@@ -155,16 +150,16 @@ static ALWAYS_INLINE void add_values(load8 *load, const sums *s, const mimo_keys
 static ALWAYS_INLINE void attend_heads(load8 *load, load1 *load_one, const sums *s, const mimo_keys *c,
                                        fetcher *fetch_k, fetcher *fetch_v, size_t N)
 {
-    const size_t last = (c->end + 7) / 8, keys = keys_together(N), values = values_together(N);
+    const size_t last = (c->end + 7) / 8, wide = vectors_together(N);
     size_t g = c->begin / 8, e = 0;
-    for (; g + keys <= last; g += keys)
-        score(load, s, c, fetch_k, g, N, keys);
+    for (; g + wide <= last; g += wide)
+        score(load, s, c, fetch_k, g, N, wide);
     for (; g < last; g++)
         score(load, s, c, fetch_k, g, N, 1);
     for (size_t h = 0; h < N; h++)
         soften(s->m + h, s->l + h, s->p + h * CHUNK, c->begin, c->end);
-    for (; e + 8 * values <= c->Dv; e += 8 * values)
-        add_values(load, s, c, fetch_v, e, N, values);
+    for (; e + 8 * wide <= c->Dv; e += 8 * wide)
+        add_values(load, s, c, fetch_v, e, N, wide);
     for (; e + 16 <= c->Dv; e += 16)
         add_values(load, s, c, fetch_v, e, N, 2);
     for (; e + 8 <= c->Dv; e += 8)
@@ -180,9 +175,9 @@ static ALWAYS_INLINE void attend_heads(load8 *load, load1 *load_one, const sums 
 
 static ALWAYS_INLINE void attend(load8 *load, load1 *load_one, sums s, size_t heads, const mimo_keys *c)
 {
-    const size_t N = heads_together(heads), positions = c->end - c->begin;
-    fetcher k = fetch_of(&c->ahead_k, c->k, positions / (8 * keys_together(N)) * c->D, heads);
-    fetcher v = fetch_of(&c->ahead_v, c->v, positions * (c->Dv / (8 * values_together(N))), heads);
+    const size_t lanes = 8 * vectors_together(heads_together(heads)), positions = c->end - c->begin;
+    fetcher k = fetch_of(&c->ahead_k, c->k, positions / lanes * c->D, heads);
+    fetcher v = fetch_of(&c->ahead_v, c->v, positions * (c->Dv / lanes), heads);
     for (size_t n; heads > 0; heads -= n) {
         n = heads_together(heads);
         if (n == 6)
