@@ -281,6 +281,8 @@ class Trainer:
             return
         self._seen_bytes = size
         records = self._read()
+        if len(records) == len(self._records):
+            return  # also the first look of a run that goes on, whose order stands
         self._queue += range(len(self._records), len(records))
         self._rng.shuffle(self._queue)
         self._records = records

@@ -16,6 +16,7 @@ from mimo_ultraspeed.make import make
 
 torch = pytest.importorskip("torch", reason="not run: torch is not installed")
 
+from mimo_ultraspeed.train import trainer as trainer_module  # noqa: E402
 from mimo_ultraspeed.train.trainer import CHECKPOINT, LOG, Trainer, TrainOptions, load_training  # noqa: E402
 
 SETTINGS: dict[str, Any] = {"steps": 8, "sequences": 3, "anchors": 6, "lengths": (3, 4), "log_every": 2, "optimizer": "muon"}
@@ -49,6 +50,7 @@ def same(one: Any, two: Any) -> bool:
 def test_threads_change_no_bit_and_an_interrupt_none(
     tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trainer_module, "_LOOK_FOR_DATA_EVERY", 3)  # before the interrupt and after it
     whole = trained(tiny_model, answers_folder, tmp_path / "whole", drafter_config, workers=1)
     assert whole["step"] == 8 and whole["anchors"] == 8 * 3 * 6
     assert same(whole, trained(tiny_model, answers_folder, tmp_path / "threads", drafter_config, workers=3))
@@ -61,11 +63,11 @@ def test_threads_change_no_bit_and_an_interrupt_none(
             raise KeyboardInterrupt
         return step(trainer, pool)
 
-    monkeypatch.setattr(Trainer, "_one_step", stopped_before_the_sixth)
-    with pytest.raises(KeyboardInterrupt):
-        trained(tiny_model, answers_folder, tmp_path / "stopped", drafter_config)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Trainer, "_one_step", stopped_before_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tiny_model, answers_folder, tmp_path / "stopped", drafter_config)
     assert load_training(tmp_path / "stopped" / CHECKPOINT)["step"] == 5
-    monkeypatch.undo()
     assert same(whole, trained(tiny_model, answers_folder, tmp_path / "stopped", None))
     with (tmp_path / "stopped" / LOG).open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8]
