@@ -2,8 +2,8 @@
 
 ptxas tells one number a kernel, the one it is launched with. A kernel whose warps have roles gives registers from one role to
 another while it runs (setmaxnreg), so each role's own functions must keep within what it has. Every register is written before it
-is read: the destinations of a function's instructions (128 bits each, sm_90) say what it needs. Only files that are not compressed
-are read.
+is read: the destinations of a function's instructions (128 bits each, sm_90 and sm_100, as NVIDIA's own disassembler shows them)
+say what it needs. Only files that are not compressed are read.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ _SECTION, _SYMBOL = struct.Struct("<IIQQQQIIQQ"), struct.Struct("<IBBHQQ")
 _CODE = ".text."
 _NO_REGISTER = 255
 _RESERVED = 2  # ptxas counts so many more than the code of a kernel writes
-# Branches, calls, barriers of warps, exits: other things where others have a destination. And uniform registers as destinations.
-_NO_DESTINATION = frozenset(range(0x140, 0x160))
-_UNIFORM = frozenset({0x082, 0x086, 0x08C, 0x090, 0x091, 0x092, 0x099, 0x0A0, 0x0B2, 0x0B9, 0x0BD, 0x0C3, 0x12F, 0x02F, 0x1B2})
+# Branches, calls, barriers of warps, exits, tables of predicates: other things where others have a destination. And uniform
+# registers as destinations.
+_NO_DESTINATION = frozenset({0x01C, *range(0x140, 0x160)})
+_UNIFORM = frozenset({0x082, 0x086, 0x08C, 0x090, 0x091, 0x092, 0x099, 0x0A0, 0x0B2, 0x0B9, 0x0BD, 0x0C3, 0x12F, 0x02F, 0x1B2}) | {
+    *(0x087, 0x0A4, 0x0A5, 0x0CA, 0x1AC, 0x1C3)  # sm_100
+}
 
 
-def functions(image: bytes) -> Iterator[tuple[str, str, int]]:
-    """(kernel, function, registers) of every function of every kernel in a .cubin or .fatbin; a kernel's own code has its name."""
+def functions(image: bytes) -> Iterator[tuple[str, str, str, int]]:
+    """(architecture, kernel, function, registers) of every function of every kernel in a .cubin or .fatbin; a kernel's own code has
+    its name."""
     for start in (match.start() for match in re.finditer(re.escape(_ELF), image)):
-        yield from _of_elf(image[start:])
+        elf = image[start:]
+        (flags,) = struct.unpack_from("<I", elf, 0x30)
+        for found in _of_elf(elf):
+            yield f"sm_{flags >> 8 & 255}", *found
 
 
 def _of_elf(elf: bytes) -> Iterator[tuple[str, str, int]]:

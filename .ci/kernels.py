@@ -1,8 +1,8 @@
 """Prints what ptxas said of every kernel, what the functions of the roles of one take, and the shared memory that CTAs are launched
 with: kernels.py BUILD_TEMP/cuda
 
-Fails on spills, on more registers than a kernel, or a role of it, may have, and on more shared memory than a CTA of sm_90 has. The
-installed package says how a launch shares it out (csrc/cuda/launch.h), for models of every shape.
+Fails on spills, on more registers than a kernel, or a role of it, may have, and on more shared memory than a CTA has (sm_90; sm_100
+has as much). The installed package says how a launch shares it out (csrc/cuda/launch.h), for models of every shape.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from cubin import functions
 
-MOST_REGISTERS = 168  # with 256 threads a CTA; a multiprocessor has 65,536
+MOST_REGISTERS = {"sm_90a": 168, "sm_100a": 184}  # with 256 threads a CTA; a multiprocessor has 65,536
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -30,20 +30,23 @@ ROLES = {"load": (40, "mimo_resident_load"), "compute": (232, "mimo_resident_com
 RESIDENT = "mimo_resident"
 
 
-def roles(image: bytes) -> list[tuple[str, str, int, int]]:
-    """(role, function, registers, most) of the resident kernel in an image; [] if it is not there. LookupError for a role that was
-    inlined, and so has no registers of its own. A function of no role by name was left apart by the compiler: the compute role's,
-    the only one that has such."""
-    apart = {name: registers for kernel, name, registers in functions(image) if kernel == RESIDENT and name.startswith("_Z")}
-    if not apart:
-        return []
-    called = {name: re.sub(r"_Z\d+([a-z_]+).*", r"\1", name) for name in apart}
-    for _, wanted in ROLES.values():
-        if wanted not in called.values():
-            raise LookupError(f"{RESIDENT}: no function {wanted} of its own")
+def roles(image: bytes) -> list[tuple[str, str, str, int, int]]:
+    """(architecture, role, function, registers, most) of the resident kernel in an image; [] if it is not there. LookupError for a
+    role that was inlined, and so has no registers of its own. A function of no role by name was left apart by the compiler: the
+    compute role's, the only one that has such."""
+    apart = [
+        (arch, re.sub(r"_Z\d+([a-z_]+).*", r"\1", name), registers)
+        for arch, kernel, name, registers in functions(image)
+        if kernel == RESIDENT and name.startswith("_Z")
+    ]
+    there = {(arch, name) for arch, name, _ in apart}
+    for arch in {arch for arch, _ in there}:
+        for _, wanted in ROLES.values():
+            if (arch, wanted) not in there:
+                raise LookupError(f"{RESIDENT}, {arch}: no function {wanted} of its own")
     role_of = {name: role for role, (_, name) in ROLES.items()}
-    owners = [(role_of.get(called[name], "compute"), name) for name in apart]
-    return [(role, called[name], apart[name], ROLES[role][0]) for role, name in owners]
+    owned = [(arch, role_of.get(name, "compute"), name, registers) for arch, name, registers in apart]
+    return [(arch, role, name, registers, ROLES[role][0]) for arch, role, name, registers in owned]
 
 
 # Models whose launches are looked at, with few experts, which need no shared memory: (shape, ranks that share it).
@@ -105,7 +108,7 @@ def main(folder: Path) -> int:
         for found in ENTRY.finditer(log.read_text()):
             shared = re.search(r"(\d+) bytes smem", found["rest"])
             spilt = int(found["stores"]) + int(found["loads"])
-            wrong = spilt > 0 or int(found["registers"]) > MOST_REGISTERS
+            wrong = spilt > 0 or int(found["registers"]) > MOST_REGISTERS[found["arch"]]
             bad += wrong
             kernels += 1
             family = RESIDENT if found["name"] == RESIDENT else "mimo_plain"
@@ -115,10 +118,10 @@ def main(folder: Path) -> int:
                 f"{found['stack']:>7}{spilt:>7}{'  <-' if wrong else ''}"
             )
     for path in sorted(folder.glob("*.fatbin")):
-        for role, name, registers, most in roles(path.read_bytes()):
+        for arch, role, name, registers, most in roles(path.read_bytes()):
             wrong = registers > most
             bad += wrong
-            print(f"{RESIDENT}, {role}: {name} takes {registers} registers of {most}{'  <-' if wrong else ''}")
+            print(f"{RESIDENT}, {arch}, {role}: {name} takes {registers} registers of {most}{'  <-' if wrong else ''}")
     if kernels == 0:
         print(f"no kernels in {folder}")
         return 1
@@ -126,7 +129,8 @@ def main(folder: Path) -> int:
     for kernel, model, what, total, limit, wrong in shared_rows(static, limits()):
         bad += wrong
         print(f"{kernel:<24}{model:<16}{total:>8}{limit:>8}  {what}{'  <-' if wrong else ''}")
-    print(f"{kernels} kernels, {bad} faults: spills, too many registers ({MOST_REGISTERS}) or too much shared memory")
+    limits_of = ", ".join(f"{most} on {arch}" for arch, most in MOST_REGISTERS.items())
+    print(f"{kernels} kernels, {bad} faults: spills, too many registers ({limits_of}) or too much shared memory")
     return 0 if bad == 0 else 1
 
 

@@ -1,4 +1,4 @@
-"""The resident kernel for sm_90a: compiled with warnings as errors, within the registers of its roles, nothing in local memory."""
+"""The resident kernel for sm_90a and sm_100a: no warning, within the registers of its roles, nothing in local memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import mimo_ultraspeed
 
 CSRC = Path(__file__).resolve().parent.parent.parent / "csrc"
+ARCHS = ("90a", "100a")
 MOST_REGISTERS = 168  # of 65536 for 384 threads; setmaxnreg shares them out between the roles
 
 
@@ -32,12 +33,12 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("kernels")
 
 
-def compiled(source: Path, target: Path) -> str:
+def compiled(source: Path, target: Path, arch: str) -> str:
     """What nvcc and ptxas say of a source, whose machine code they write to the target."""
     compiler = nvcc()
     if compiler is None:
         pytest.skip("not run: no nvcc")
-    command = [compiler, "-std=c++17", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "--fmad=false", "-Xptxas", "-v"]
+    command = [compiler, "-std=c++17", "-O3", "-gencode", f"arch=compute_{arch},code=sm_{arch}", "--fmad=false", "-Xptxas", "-v"]
     command += ["-Werror", "all-warnings", f"-I{CSRC}", "-DNDEBUG", "-cubin", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -65,25 +66,28 @@ extern "C" __global__ void calls(float4 *to) { to[threadIdx.x + 1] = apart(to); 
 """
 
 
-def test_registers_are_those_that_ptxas_counts(tmp_path: Path, kernels: ModuleType) -> None:
+@pytest.mark.parametrize("arch", ARCHS)
+def test_registers_are_those_that_ptxas_counts(tmp_path: Path, kernels: ModuleType, arch: str) -> None:
     (tmp_path / "some.cu").write_text(KERNELS)
-    told = compiled(tmp_path / "some.cu", tmp_path / "some.cubin")
+    told = compiled(tmp_path / "some.cu", tmp_path / "some.cubin", arch)
     entry = re.compile(r"entry function '(\w+)'.*?Used (\d+) registers", re.S)
     wanted = {name: int(registers) for name, registers in entry.findall(told)}
     assert set(wanted) == {"few", "some", "many", "wide", "calls"}
     found: dict[str, int] = {}
     functions = list(kernels.functions((tmp_path / "some.cubin").read_bytes()))
-    for kernel, _, registers in functions:
+    for of, kernel, _, registers in functions:
+        assert of == f"sm_{arch[:-1]}"
         found[kernel] = max(found.get(kernel, 0), registers)
     for kernel, registers in wanted.items():
         assert registers - 2 <= found[kernel] <= registers + 1, (kernel, found, wanted)
-    assert any(kernel == "calls" and "apart" in name for kernel, name, _ in functions)
+    assert any(kernel == "calls" and "apart" in name for _, kernel, name, _ in functions)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
 def test_the_resident_kernel_compiles_and_spills_nothing(
-    tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, arch: str
 ) -> None:
-    told = compiled(CSRC / "cuda/sm90/resident.cu", tmp_path / "resident.cubin")
+    told = compiled(CSRC / "cuda/sm90/resident.cu", tmp_path / "resident.cubin", arch)
     print(told)
     spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
     assert spilled and all(int(count) == 0 for count in spilled), told
@@ -95,8 +99,8 @@ def test_the_resident_kernel_compiles_and_spills_nothing(
     given = dict(re.findall(r"(LOAD|COMPUTE)_REGISTERS = (\d+)", (CSRC / "cuda/sm90/resident.cu").read_text()))
     assert {role: most for role, (most, _) in kernels.ROLES.items()} == {role.lower(): int(n) for role, n in given.items()}
     found = kernels.roles(image)
-    assert {role for role, *_ in found} == set(kernels.ROLES)
-    for role, function, registers, most in found:
+    assert {(of, role) for of, role, *_ in found} == {(f"sm_{arch[:-1]}", role) for role in kernels.ROLES}
+    for _, role, function, registers, most in found:
         assert 16 <= registers <= most, (role, function)
     monkeypatch.setitem(kernels.ROLES, "load", (40, "mimo_other"))
     with pytest.raises(LookupError, match="mimo_other"):
