@@ -32,7 +32,7 @@ def cuda_path(precision: str) -> str:
     if not cuda_image(path).exists():
         archs = ", ".join(built().get("archs", [])) or "no architecture"
         raise NotImplementedError(
-            f"{_PATH}={path}: {cuda_image(path).name} was not built (built for {archs}; resident needs sm_90a)"
+            f"{_PATH}={path}: {cuda_image(path).name} was not built (built for {archs}; resident needs sm_90a or sm_100a)"
         )
     if path == "resident" and precision == "exact":
         raise NotImplementedError(

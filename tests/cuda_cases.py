@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from mimo_ultraspeed import _probe
 from mimo_ultraspeed.checkpoint import Checkpoint
 from mimo_ultraspeed.cuda import cuda_image
 from mimo_ultraspeed.drafter import open_drafter
+from mimo_ultraspeed.make import make
 
 # Of the largest logit, from the CPU's in "exact": another order of float32 sums; with "fast", keys and values in BF16 as well,
 # which now and then choose another expert of a random model: then in the median of rows.
@@ -42,6 +45,43 @@ def engine_arguments(path: Path) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
     drafter = open_drafter("auto", checkpoint)
     assert drafter is not None
     return (config, tensors, files + [str(file) for file in drafter.files]), {"draft": drafter.to_core()}
+
+
+def markov_tables(path: Path) -> list[NDArray[np.uint16]]:
+    """The two tables [V', rank] of a made checkpoint's drafter, BF16, in its file: what is written to them is written there."""
+    file = path / "dflash/dflash_draft_model.safetensors"
+    (size,) = struct.unpack("<Q", file.read_bytes()[:8])
+    header = json.loads(file.read_bytes()[8 : 8 + size])
+    tables: list[NDArray[np.uint16]] = []
+    for name in ("markov.w1.weight", "markov.w2.weight"):
+        assert header[name]["dtype"] == "BF16"
+        begin, _ = header[name]["data_offsets"]
+        tables.append(np.memmap(file, np.uint16, "r+", 8 + size + begin, tuple(header[name]["shape"])))
+    return tables
+
+
+def knowing_markov_head(open_engine: Callable[[Path], Any], path: Path) -> tuple[Any, list[int], list[int]]:
+    """An engine whose drafter's Markov head knows which token follows which in an answer; the prompt, and that answer."""
+    make(path, weights="bf16", draft={"markov_rank": 512}, progress=False)
+    prompt = token_ids(16, seed=6)
+    want = answer(open_engine(path), prompt, 60)
+    before, after = markov_tables(path)
+    after[:] = 0
+    before[:] = np.eye(512) * 0x3F80
+    for token, follower in itertools.pairwise([prompt[-1], *want]):
+        after[:, token] = 0
+        after[follower, token] = 0x4780  # 2^16
+    return open_engine(path), prompt, want
+
+
+def a_markov_head_drafts(gpu: Any, prompt: list[int], want: list[int]) -> None:
+    job = gpu.submit(prompt, max_new_tokens=len(want), speculative=True, width=8)
+    said: list[int] = []
+    while (event := job.next()) is not None:
+        said += event[0]
+    assert said == want
+    accepted = job.stats()["rounds"]["accepted"]
+    assert sum(accepted) > len(want) / 2 and len(accepted) > 5
 
 
 def open_pair(path: Path, precision: str = "exact") -> tuple[Any, Any]:

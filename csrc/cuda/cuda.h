@@ -42,7 +42,7 @@ typedef struct mimo_cuda {
     float *features;      /* [pieces, M, MIMO_CUDA_ROWS, H]; of a drafter */
     size_t pieces;
 
-    /* The Markov head of a drafter, which the host runs. */
+    /* The Markov head of a drafter, for drafts that the host chooses. */
     float *markov_in, *markov_out; /* [V', rank] */
     uint32_t *index;               /* [V] index of a target's id, or V' where it has none; NULL: the same */
 

@@ -19,9 +19,7 @@ bool mimo_cuda_backend_can_decode(const mimo_backend *self, const mimo_decode *d
     const mimo_tile_round round;
     /* What the cut of top-p adds up is kept by blocks in the scratch of a CTA. */
     const bool fits = cuda->target.model.config->vocab <= MIMO_RESIDENT_WARPS * MIMO_CUDA_CHUNK * (size_t)256;
-    /* A Markov head is the host's. */
-    const bool drafts = cuda->resident->has_draft && cuda->drafter.model.config->markov_rank == 0;
-    return d->stops <= sizeof round.stop / sizeof *round.stop && (fits || d->top_p == 1.0f) && (!d->draft || drafts);
+    return d->stops <= sizeof round.stop / sizeof *round.stop && (fits || d->top_p == 1.0f);
 }
 
 static void begin(mimo_cuda *cuda, const mimo_decode *d)

@@ -103,9 +103,10 @@ static mimo_status load_image(mimo_cuda_device *d, const void *image, const char
         int major = 0, minor = 0;
         (void)d->driver.device_attribute(&major, MIMO_CUDA_ATTRIBUTE_MAJOR, d->number);
         (void)d->driver.device_attribute(&minor, MIMO_CUDA_ATTRIBUTE_MINOR, d->number);
+        const char *suffix = major >= 9 ? "a" : ""; /* setmaxnreg is of one architecture only */
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
-                         "CUDA: %s has no kernels for %s (sm_%d%d); build with MIMO_CUDA_ARCH=sm_%d%d", path, d->name,
-                         major, minor, major, minor);
+                         "CUDA: %s has no kernels for %s (sm_%d%d); build with MIMO_CUDA_ARCH=sm_%d%d%s", path, d->name,
+                         major, minor, major, minor, suffix);
     }
     MIMO_TRY(mimo_cuda_check(&d->driver, result, MIMO_ERR_UNSUPPORTED, "cannot load the kernels", err));
     return resident ? find_resident(d, err) : find_kernels(d, err);

@@ -109,6 +109,8 @@ MIMO_BODY_HERE void mimo_engine_run(const Team &team, Ring &ring, const mimo_til
         return mimo_tile_sample(team, m, task);
     case MIMO_TILE_ACCEPT:
         return mimo_tile_accept(team, m);
+    case MIMO_TILE_DRAFT_BIAS:
+        return mimo_tile_draft_bias(team, m, task);
     case MIMO_TILE_DRAFT_SAMPLE:
         return mimo_tile_draft_sample(team, m, task);
     case MIMO_TILE_PROPOSE:

@@ -153,6 +153,8 @@ static mimo_status read_draft(const reader *r, const mimo_weights *weights, cons
     memcpy(to->causal, draft->causal, sizeof to->causal);
     to->window_from_anchor = draft->window_from_anchor;
     MIMO_TRY(read_matrix(r, &to->fuse, &weights->fuse));
+    MIMO_TRY(read_matrix(r, &to->markov_in, &weights->markov_in));
+    MIMO_TRY(read_matrix(r, &to->markov_out, &weights->markov_out));
     MIMO_TRY(read_vector(r, &to->fuse_norm, &weights->fuse_norm));
     return read_vector(r, &to->mask, &weights->mask);
 }

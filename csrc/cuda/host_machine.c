@@ -140,7 +140,8 @@ static mimo_status open_steps(mimo_host_machine *host, const mimo_cuda_host *tar
     return MIMO_OK;
 }
 
-static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *target, mimo_error *err)
+/* biased: logits of a slot with a Markov head, 0 without one. */
+static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *target, size_t biased, mimo_error *err)
 {
     mimo_tile_machine *m = &host->machine;
     const mimo_queues *q = &host->queues;
@@ -161,6 +162,8 @@ static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *tar
     MIMO_TRY(take(host, &m->s, 2 * q->attend_floats, sizeof(float), err));
     MIMO_TRY(take(host, &m->moe, 1, sizeof *m->moe, err));
     MIMO_TRY(take(host, &m->best, MIMO_TILE_TOKENS * (size_t)m->spans, sizeof *m->best, err));
+    if (biased > 0)
+        MIMO_TRY(take(host, &m->biased, MIMO_TILE_TOKENS * biased, sizeof(float), err));
     MIMO_TRY(take(host, &host->round.token, target->positions, sizeof(uint32_t), err));
     m->round = &host->round;
     mimo_host_ctas *ctas = &host->ctas;
@@ -181,8 +184,6 @@ static mimo_status open_parts(mimo_host_machine *host, const mimo_host_model *ta
     if (gpu->sms > MIMO_HOST_MOST_CTAS)
         return MIMO_FAIL(err, MIMO_ERR_VALUE, "ctas: expected at most %d, found %u", MIMO_HOST_MOST_CTAS, gpu->sms);
     MIMO_TRY(open_tape(&tape, target, err));
-    if (config != NULL && config->model.markov_rank > 0)
-        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "CUDA: drafters with a Markov head are not run here");
     if (config != NULL)
         MIMO_TRY(open_tape(&other, draft, err));
     MIMO_TRY(mimo_lower(&host->queues, &tape, config != NULL ? &other : NULL, gpu, err));
@@ -193,7 +194,8 @@ static mimo_status open_parts(mimo_host_machine *host, const mimo_host_model *ta
         host->machine.draft_vocab = config->model.vocab;
         host->machine.draft_block = config->model.block;
     }
-    MIMO_TRY(open_areas(host, target->host, err));
+    const bool markov = config != NULL && config->model.markov_rank > 0;
+    MIMO_TRY(open_areas(host, target->host, markov ? config->model.vocab : 0, err));
     MIMO_TRY(open_steps(host, target->host, draft->host, config != NULL ? config->tap : NULL, err));
     MIMO_TRY(pack_tape(host, MIMO_TAPE_TARGET, target->host, err));
     return config != NULL ? pack_tape(host, MIMO_TAPE_DRAFT, draft->host, err) : MIMO_OK;

@@ -385,8 +385,11 @@ static void lower_proposal(lowering *b)
     const uint32_t slots = draft->block - 1, drafted = mimo_pick_span(draft->vocab, b->gpu);
     /* A Markov head's bias of a slot depends on the slot before. */
     const uint32_t together = draft->markov_rank > 0 ? 1 : slots;
-    for (uint32_t slot = 1; slot <= slots; slot += together)
+    for (uint32_t slot = 1; slot <= slots; slot += together) {
+        if (draft->markov_rank > 0)
+            lower_rows(b, MIMO_TILE_DRAFT_BIAS, slot, 1, draft->vocab, drafted, 1);
         lower_rows(b, MIMO_TILE_DRAFT_SAMPLE, slot, together, draft->vocab, drafted, 1);
+    }
     lower_one(b, MIMO_TILE_PROPOSE, 1);
     b->q->spans = (uint32_t)mimo_max(b->q->spans, mimo_ceil_div(draft->vocab, drafted));
 }

@@ -81,7 +81,7 @@ typedef struct mimo_cuda_model {
     const mimo_config *config;
     const mimo_weights *weights;
     const mimo_draft_config *draft; /* NULL: the target */
-    bool paged;                     /* matrices but the embedding are described and have no place of their own */
+    bool paged;                     /* matrices but the embedding and a Markov head are only described */
     size_t mlps;                    /* of all layers */
     mimo_cuda_layer *layer;         /* [L] as the device has them, as are the next three */
     mimo_cuda_matrix *mlp;          /* [3, mlps] */

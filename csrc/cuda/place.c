@@ -125,6 +125,8 @@ static void place_ends(mimo_cuda_model *model, const mimo_cuda_model *target, mi
         model->drafter = (mimo_cuda_drafter){.fuse = place_matrix(p, &w->fuse, model->paged),
                                              .fuse_norm = place_vector(p, &w->fuse_norm),
                                              .mask = place_vector(p, &w->mask),
+                                             .markov_in = place_matrix(p, &w->markov_in, false),
+                                             .markov_out = place_matrix(p, &w->markov_out, false),
                                              .causal = {model->draft->causal[0], model->draft->causal[1]},
                                              .window_from_anchor = model->draft->window_from_anchor};
         s->embed = target->state.embed;
@@ -244,10 +246,13 @@ void mimo_cuda_place(mimo_cuda_model *model, const mimo_cuda_model *target, mimo
 void mimo_cuda_visit_matrices(const mimo_cuda_model *model, mimo_cuda_visit *fn, void *context)
 {
     const mimo_weights *w = model->weights;
-    if (model->draft != NULL)
+    if (model->draft != NULL) {
         fn(context, &w->fuse, &model->drafter.fuse);
-    else
+        fn(context, &w->markov_in, &model->drafter.markov_in);
+        fn(context, &w->markov_out, &model->drafter.markov_out);
+    } else {
         fn(context, &w->embed, &model->state.embed);
+    }
     const mimo_cuda_matrix *mlp = model->mlp;
     for (uint32_t i = 0; i < model->config->layers; i++) {
         const mimo_layer_weights *from = &w->layer[i];

@@ -95,12 +95,17 @@ mimo_cuda_ptr mimo_resident_pages(const mimo_resident *r, uint32_t tape, uint32_
 
 /* ---- work ---- */
 
+static bool has_markov(const mimo_resident *r)
+{
+    return r->has_draft && r->tape[MIMO_TAPE_DRAFT].config->markov_rank > 0;
+}
+
 /* Where things are on the device. */
 typedef struct work_places {
     uint64_t zeros, zero_bytes; /* counters of all programs, rounds, steps, the record of who was lost */
     uint64_t counter[MIMO_RESIDENT_PROGRAMS], round, no_round, lost, steps;
     uint64_t begin[MIMO_RESIDENT_PROGRAMS], task[MIMO_RESIDENT_PROGRAMS], pages[2], drafted;
-    uint64_t token, n, squares, p, s, moe, best;
+    uint64_t token, n, squares, p, s, moe, best, biased;
 } work_places;
 
 static uint32_t pieces_of(const mimo_resident *r)
@@ -134,6 +139,7 @@ static void place_work(const mimo_resident *r, mimo_carver *carver, work_places 
     w->s = mimo_carve(carver, q->attend_floats, 2 * sizeof(float)); /* rows of Dv + 4, where the queues count Dv + 2 */
     w->moe = mimo_carve(carver, 1, sizeof(mimo_moe));
     w->best = mimo_carve(carver, T * q->spans, sizeof(mimo_tile_best));
+    w->biased = mimo_carve(carver, T * (has_markov(r) ? r->tape[MIMO_TAPE_DRAFT].config->vocab : 0), sizeof(float));
 }
 
 static void *address(uint64_t at)
@@ -220,6 +226,7 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
     m->draft_block = draft->config->block;
     m->draft_span = mimo_pick_span(draft->config->vocab, &r->gpu);
     m->drafted = draft->draft->target_id != NULL ? address(w->drafted) : NULL;
+    m->biased = has_markov(r) ? address(w->biased) : NULL;
 }
 
 /* ---- opening ---- */

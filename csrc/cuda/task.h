@@ -57,7 +57,8 @@ typedef enum mimo_area {
     MIMO_AREA_LOGITS = 1 << 11,   /* [T, V] f32 */
     MIMO_AREA_BEST = 1 << 12,     /* [T, spans] what SAMPLE and DRAFT_SAMPLE found in a span of the vocabulary */
     MIMO_AREA_FEATURES = 1 << 13, /* [taps, T, H] streams of the target for the drafter */
-    MIMO_AREAS = 14
+    MIMO_AREA_BIASED = 1 << 14,   /* [T, V'] f32 logits of a block's slots with a Markov head's bias */
+    MIMO_AREAS = 15
 } mimo_area;
 
 typedef enum mimo_tile_kind {

@@ -6,7 +6,7 @@
 
 enum { T = MIMO_TILE_TOKENS, COLUMN_CELL = 32, ROW_CELL = 8, WRITING = 1 << 30, NO_PHASE = -1 };
 /* Areas by number. */
-enum { STATE, ANGLES, X, N, P, Q, KV, S, A, ROUTES, U, LOGITS, BEST, FEATURES };
+enum { STATE, ANGLES, X, N, P, Q, KV, S, A, ROUTES, U, LOGITS, BEST, FEATURES, BIASED };
 
 /* The stamp of a cell that a phase wrote in a step, which may be -1. */
 static inline uint32_t mimo_probe_stamp(const mimo_probe_cells *c, int64_t step, uint32_t phase)

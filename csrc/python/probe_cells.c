@@ -110,6 +110,8 @@ static void add_op(mimo_probe_cells *c, uint32_t *last, uint8_t tape, uint32_t i
             c->accept = c->phases;
             ADD(ACCEPT, 1);
         } else {
+            if (config->markov_rank > 0)
+                ADD(DRAFT_BIAS, product(config->block - 1, d[1]));
             ADD(DRAFT_SAMPLE, product(config->block - 1, d[1]));
             c->propose = c->phases;
             ADD(PROPOSE, 1);
@@ -192,7 +194,8 @@ static void size_cells(mimo_probe_cells *c, uint32_t *total)
                                        [U] = T * top_k * c->u_columns,
                                        [LOGITS] = (uint32_t)mimo_ceil_div(V, ROW_CELL),
                                        [BEST] = T * m->q.spans,
-                                       [FEATURES] = c->features * T * c->columns};
+                                       [FEATURES] = c->features * T * c->columns,
+                                       [BIASED] = T * (uint32_t)mimo_ceil_div(V, ROW_CELL)};
     *total = 0;
     for (uint32_t a = 0; a < MIMO_AREAS; a++) {
         c->base[a] = *total;

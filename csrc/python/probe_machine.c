@@ -48,7 +48,23 @@ static int begin(mimo_probe_model *m, PyObject *prompt, unsigned limit)
     return failed;
 }
 
-static PyObject *result_of(const mimo_host_machine *machine)
+/* The most that the drafter proposed at once: behind `known` tokens, so many. */
+typedef struct proposal {
+    uint32_t known, count, token[MIMO_TILE_TOKENS];
+} proposal;
+
+static void note_proposal(proposal *p, const mimo_host_machine *machine)
+{
+    const mimo_tile_round *r = &machine->round;
+    const mimo_cuda_step *next = machine->machine.target.step;
+    if (r->start + 1 != r->known || next->rows < 2 || next->rows - 1 < p->count)
+        return;
+    p->known = r->known;
+    p->count = next->rows - 1;
+    memcpy(p->token, next->token + 1, p->count * sizeof *p->token);
+}
+
+static PyObject *result_of(const mimo_host_machine *machine, const proposal *proposed)
 {
     const mimo_tile_round *r = &machine->round;
     if (machine->lost.lost) {
@@ -58,16 +74,21 @@ static PyObject *result_of(const mimo_host_machine *machine)
     }
     const mimo_cuda_step *step = machine->machine.target.step;
     npy_intp shape[1] = {r->known}, rows[2] = {MIMO_TILE_TOKENS, (npy_intp)step->logits_stride};
+    npy_intp drafts[1] = {proposed->count};
     PyObject *tokens = PyArray_SimpleNew(1, shape, NPY_UINT32), *logits = PyArray_SimpleNew(2, rows, NPY_FLOAT32);
-    if (tokens == NULL || logits == NULL) {
+    PyObject *draft = PyArray_SimpleNew(1, drafts, NPY_UINT32);
+    if (tokens == NULL || logits == NULL || draft == NULL) {
         Py_XDECREF(tokens);
         Py_XDECREF(logits);
+        Py_XDECREF(draft);
         return NULL;
     }
+    memcpy(PyArray_DATA((PyArrayObject *)draft), proposed->token, proposed->count * sizeof *proposed->token);
     memcpy(PyArray_DATA((PyArrayObject *)tokens), r->token, r->known * sizeof *r->token);
     memcpy(PyArray_DATA((PyArrayObject *)logits), step->logits, (size_t)(rows[0] * rows[1]) * sizeof *step->logits);
-    return Py_BuildValue("{s:N,s:N,s:I,s:I,s:I}", "tokens", tokens, "logits", logits, "rounds", r->rounds, "accepted",
-                         r->accepted, "failed", r->failed);
+    return Py_BuildValue("{s:N,s:N,s:N,s:I,s:I,s:I,s:I}", "tokens", tokens, "logits", logits, "drafts", draft,
+                         "drafted_behind", proposed->known, "rounds", r->rounds, "accepted", r->accepted, "failed",
+                         r->failed);
 }
 
 static PyObject *machine_run(PyObject *self, PyObject *args)
@@ -93,15 +114,17 @@ static PyObject *machine_run(PyObject *self, PyObject *args)
     r->seed = seed;
     r->stop[0] = stop;
     r->stops = 1;
+    proposal proposed = {0};
     Py_BEGIN_ALLOW_THREADS
     while (!r->done && !m->machine->lost.lost) {
         mimo_host_machine_run(m->machine, rounds);
+        note_proposal(&proposed, m->machine);
         if (r->known < scripted)
             mimo_host_machine_propose(m->machine, draft + r->known, scripted - r->known);
     }
     Py_END_ALLOW_THREADS
     Py_DECREF((PyObject *)drafts);
-    return result_of(m->machine);
+    return result_of(m->machine, &proposed);
 }
 
 static PyObject *machine_break(PyObject *self, PyObject *args)
@@ -125,7 +148,7 @@ PyMethodDef mimo_probe_machine_methods[] = {
     {"machine_open", machine_open, METH_VARARGS, "(model, ctas, shared bytes): queues, pages and CTAs; what they are"},
     {"machine_run", machine_run, METH_VARARGS,
      "(model, prompt, limit, width, temperature, seed, rounds of a launch, stop id, script): tokens, rounds, drafts "
-     "accepted, "
-     "and the logits [8, V] of the last step's rows; script: what is proposed at each position between launches"},
+     "accepted, the most drafts after a launch and how many tokens they follow, and the logits [8, V] of the last "
+     "step's rows; script: what is proposed at each position between launches"},
     {NULL, NULL, 0, NULL},
 };

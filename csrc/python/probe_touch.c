@@ -5,8 +5,8 @@
 #include "base/size.h"
 #include "python/probe_area.h"
 
-static const char *const area_name[MIMO_AREAS] = {"STATE", "ANGLES", "X",      "N", "P",      "Q",    "KV",
-                                                  "S",     "A",      "ROUTES", "U", "LOGITS", "BEST", "FEATURES"};
+static const char *const area_name[MIMO_AREAS] = {"STATE", "ANGLES", "X", "N",      "P",    "Q",        "KV",    "S",
+                                                  "A",     "ROUTES", "U", "LOGITS", "BEST", "FEATURES", "BIASED"};
 static const char *const kind_name[MIMO_TILE_KINDS] = {
 #define MIMO_TILE(kind, name, ...) name,
 #include "cuda/tiles.def"
@@ -173,9 +173,24 @@ static bool look_experts(const touching *t, uint32_t F)
     return true;
 }
 
+/* What the drafter's choice of a slot, of an earlier stage of this step, rests on. */
+static bool look_best(const touching *t, uint32_t slot, uint32_t spans)
+{
+    const uint32_t op = (uint32_t)(t->phase->op - t->c->model->tape[MIMO_TAPE_DRAFT].plan->op);
+    const uint32_t phase = t->c->phase_of[MIMO_TAPE_DRAFT][op * MIMO_TILE_KINDS + MIMO_TILE_DRAFT_SAMPLE];
+    return touch(t, BEST, slot * t->c->model->q.spans, spans, mimo_probe_stamp(t->c, t->step, phase));
+}
+
+static uint32_t biased_cell(const touching *t)
+{
+    const uint32_t V = t->c->model->tape[MIMO_TAPE_DRAFT].config->vocab;
+    return t->task->split * (uint32_t)mimo_ceil_div(V, ROW_CELL) + t->task->first / ROW_CELL;
+}
+
 static bool reads(const touching *t)
 {
     const mimo_tile_task *k = t->task;
+    const uint32_t rows = (uint32_t)mimo_ceil_div(k->count, ROW_CELL);
     const uint32_t *dim = t->phase->op->dim;
     const uint32_t span = mimo_pick_span(t->c->model->tape[t->phase->tape].config->vocab, &t->c->model->gpu);
     const uint32_t spans = (uint32_t)mimo_ceil_div(t->c->model->tape[t->phase->tape].config->vocab, span);
@@ -205,13 +220,14 @@ static bool reads(const touching *t)
     case MIMO_TILE_DENSE_UP:
         return look_rows(t, N, 0, dim[0]);
     case MIMO_TILE_SAMPLE:
+        return look_state(t) && look(t, LOGITS, k->first / ROW_CELL, rows);
+    case MIMO_TILE_DRAFT_BIAS:
+        return look_state(t) && (k->split == 1 || look_best(t, k->split - 1u, spans)) &&
+               look(t, LOGITS, k->first / ROW_CELL, rows);
     case MIMO_TILE_DRAFT_SAMPLE:
-        if (t->phase->kind == MIMO_TILE_SAMPLE ? !look_state(t)
-                                               : k->split > 1 && t->c->model->tape[1].config->markov_rank > 0 &&
-                                                     !touch(t, BEST, (k->split - 1u) * t->c->model->q.spans, spans,
-                                                            mimo_probe_stamp(t->c, t->step, t->index)))
-            return false;
-        return look(t, LOGITS, k->first / ROW_CELL, (uint32_t)mimo_ceil_div(k->count, ROW_CELL));
+        if (t->c->model->tape[1].config->markov_rank == 0)
+            return look_state(t) && look(t, LOGITS, k->first / ROW_CELL, rows);
+        return look_state(t) && look(t, BIASED, biased_cell(t), rows);
     case MIMO_TILE_ACCEPT:
     case MIMO_TILE_PROPOSE:
         for (uint32_t row = 0; row < T; row++)
@@ -316,6 +332,8 @@ static bool writes(const touching *t)
         return write_units(t);
     case MIMO_TILE_DENSE_UP:
         return touch(t, U, k->first / ROW_CELL, rows, 0);
+    case MIMO_TILE_DRAFT_BIAS:
+        return touch(t, BIASED, biased_cell(t), rows, 0);
     case MIMO_TILE_SAMPLE:
     case MIMO_TILE_DRAFT_SAMPLE:
         if (k->first % span != 0)

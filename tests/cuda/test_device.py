@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from cuda_cases import (
     MODELS,
+    a_markov_head_drafts,
     answers_beside_each_other_are_those_alone,
     draft_logits_are_the_cpus,
     engine_arguments,
@@ -23,6 +24,7 @@ from cuda_cases import (
     faults_are_found_at_their_operations,
     first_wrong,
     hidden_states_are_the_cpus,
+    knowing_markov_head,
     logits_are_the_cpus,
     logits_do_not_depend_on_width,
     open_pair,
@@ -156,8 +158,8 @@ RESIDENT_MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def resident(tmp_path: Path) -> Iterator[tuple[Callable[[str], Any], Callable[[str], Path]]]:
-    """Loaded engines of the resident path by their model, and where that is."""
+def resident(tmp_path: Path) -> Iterator[tuple[Callable[[str | Path], Any], Callable[[str], Path]]]:
+    """Loaded engines of the resident path by their model or its folder, and where the model is."""
     image = cuda_image("resident")
     if not image.is_file():
         pytest.skip("not run: no resident kernels were built")
@@ -168,9 +170,9 @@ def resident(tmp_path: Path) -> Iterator[tuple[Callable[[str], Any], Callable[[s
             make(tmp_path / name, progress=False, **RESIDENT_MODELS[name])
         return tmp_path / name
 
-    def get(name: str) -> Any:
-        arguments, _ = engine_arguments(path(name))
-        engine = _probe.Engine(*arguments, threads=2, precision="exact", device=0, image=str(image), variant="resident")
+    def get(name: str | Path) -> Any:
+        arguments, draft = engine_arguments(name if isinstance(name, Path) else path(name))
+        engine = _probe.Engine(*arguments, threads=2, precision="exact", device=0, image=str(image), variant="resident", **draft)
         engines.append(engine)
         engine.load()
         return engine
@@ -193,6 +195,11 @@ def test_every_operation_of_the_resident_kernel_is_the_oracle_s(resident: Any, n
 def test_a_fault_of_the_resident_kernel_is_found_at_its_operation(resident: Any) -> None:
     opened, path = resident
     faults_are_found_at_their_operations(lambda: opened("mxfp4"), path("mxfp4"), RESIDENT_LIMIT)
+
+
+def test_a_markov_head_drafts_on_the_gpu(resident: Any, tmp_path: Path) -> None:
+    opened, _ = resident
+    a_markov_head_drafts(*knowing_markov_head(opened, tmp_path / "markov"))
 
 
 def test_the_built_in_model(pair: Any, tmp_path: Path) -> None:

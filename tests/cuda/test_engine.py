@@ -225,7 +225,7 @@ def test_what_is_missing_is_said(model_path: Any, image: str, tmp_path: Path) ->
     _probe.cuda_fake(memory=GB, init_result=999)
     assert "the driver does not start: CUDA_ERROR_FAKED (999" in raises(NotImplementedError, lambda: open_gpu(model_path, image))
     _probe.cuda_fake(memory=GB, module_result=209)
-    assert "no kernels for a GPU made up by a test (sm_90); build with MIMO_CUDA_ARCH=sm_90" in raises(
+    assert "no kernels for a GPU made up by a test (sm_90); build with MIMO_CUDA_ARCH=sm_90a" in raises(
         NotImplementedError, lambda: open_gpu(model_path, image)
     )
     _probe.cuda_fake(memory=GB)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_cases import markov_tables
 from numpy.typing import NDArray
 
 from mimo_ultraspeed import _probe
@@ -26,11 +27,13 @@ class Machine:
     """A made checkpoint in the CPU engine and in the resident engine on the host."""
 
     def __init__(self, path: Path, ctas: int = 3, shared: int = SHARED, **recipe: Any) -> None:
-        make(path, progress=False, **recipe)
+        """recipe: of a checkpoint that is not there yet."""
+        if not path.exists():
+            make(path, progress=False, **recipe)
         checkpoint = Checkpoint.open(path)
         config, tensors, files = checkpoint.core_arguments()
-        drafter = open_drafter("auto", checkpoint) if recipe.get("draft") else None
-        draft = {}
+        drafter = open_drafter("auto", checkpoint) if (path / "dflash").exists() else None
+        draft, self.drafted = {}, None if drafter is None else drafter.target_ids
         if drafter is not None:
             files, draft = files + [str(file) for file in drafter.files], {"draft": drafter.to_core()}
         self.engine = _probe.Engine(config, tensors, files, threads=1, precision="exact", **draft)
@@ -153,14 +156,36 @@ def test_a_signal_that_never_comes_is_an_error_that_says_who_waits(tmp_path: Pat
         machine.run(new=2)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"window": 24}, {"weights": "fp8", "spelling": "flat", "mask": "tensor"}, {"weights": "mxfp4", "block": 5}, {"vocab": 100}],
-    ids=lambda options: "-".join(map(str, options)),
-)
+DRAFTERS: list[dict[str, Any]] = [
+    {"window": 24},
+    {"weights": "fp8", "spelling": "flat", "mask": "tensor"},
+    {"weights": "mxfp4", "block": 5},
+    {"vocab": 100},
+    {"markov_rank": 8},
+    {"vocab": 300, "markov_rank": 4, "weights": "fp8"},
+]
+
+
+@pytest.mark.parametrize("options", DRAFTERS, ids=lambda options: "-".join(map(str, options)))
 def test_a_drafter_changes_no_token(options: dict[str, Any], tmp_path: Path) -> None:
     machine = Machine(tmp_path / "model", draft=options, seed=2)
     for temperature in (0.0, 1.0):
         found = machine.run(new=24, temperature=temperature, seed=4)
         assert found["tokens"].tolist() == machine.plain(new=24, temperature=temperature, seed=4)
         assert found["rounds"] + found["accepted"] == 24
+
+
+@pytest.mark.parametrize("options", DRAFTERS, ids=lambda options: "-".join(map(str, options)))
+def test_drafts_are_the_cpu_engine_s(options: dict[str, Any], tmp_path: Path) -> None:
+    make(tmp_path / "model", draft=options, seed=2, progress=False)
+    if "markov_rank" in options:
+        for table in markov_tables(tmp_path / "model"):
+            table += 6 << 7  # the exponents: biases times 2^12 decide about drafts
+    machine = Machine(tmp_path / "model")
+    for ctas, new in ((3, 16), (16, 19)):  # with 16 the drafter's vocabulary is shared out
+        machine.open(ctas)
+        found = machine.run(new=new, rounds=1)
+        known = found["tokens"].tolist()[: found["drafted_behind"]]
+        logits = machine.engine.draft_logits(known, [len(known) - 1])
+        drafts = logits.argmax(1) if machine.drafted is None else machine.drafted[logits.argmax(1)]
+        assert found["drafts"].tolist() == drafts.tolist()

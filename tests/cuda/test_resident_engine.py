@@ -10,6 +10,7 @@ import cuda_cases
 import numpy as np
 import pytest
 from cuda_cases import (
+    a_markov_head_drafts,
     answer,
     answers_beside_each_other_are_those_alone,
     draft_logits_are_the_cpus,
@@ -18,6 +19,7 @@ from cuda_cases import (
     faults_are_found_at_their_operations,
     first_wrong,
     hidden_states_are_the_cpus,
+    knowing_markov_head,
     logits_are_the_cpus,
     logits_do_not_depend_on_width,
     raises,
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.skipif(not hasattr(_probe, "cuda_fake"), reason="not ru
 GB = 1 << 30
 LOST = 700  # CUDA_ERROR_ILLEGAL_ADDRESS
 
-# The resident kernel's window, and what it leaves to the host.
+# Besides: a drafter of some ids with a window, and one with a Markov head.
 MODELS = cuda_cases.MODELS | {
     "fp8-fused": {"weights": "fp8", "layout": "fused", "draft": {"vocab": 100, "window": 24}},
     "markov": {"weights": "bf16", "draft": {"vocab": 100, "markov_rank": 4}},
@@ -51,11 +53,11 @@ def _fake() -> Iterator[None]:
 
 @pytest.fixture
 def opened(model_path: Callable[[str], Path], image: str) -> Iterator[Callable[..., Any]]:
-    """A loaded engine by its model: on the CPU ("exact"), or on the made-up GPU, by the path `variant`."""
+    """A loaded engine by its model, or its model's folder: on the CPU ("exact"), or on the made-up GPU, by the path `variant`."""
     engines: list[Any] = []
 
-    def get(name: str, variant: str = "resident", **options: Any) -> Any:
-        arguments, draft = engine_arguments(model_path(name))
+    def get(name: str | Path, variant: str = "resident", **options: Any) -> Any:
+        arguments, draft = engine_arguments(name if isinstance(name, Path) else model_path(name))
         how = {} if variant == "cpu" else {"variant": variant, "device": 0, "image": image}
         engine = _probe.Engine(*arguments, threads=2, **draft, **({"precision": "exact"} | how | options))
         engines.append(engine)
@@ -166,6 +168,13 @@ def test_filtered_tokens_are_the_sampler_s(opened: Any, sampling: dict[str, Any]
         assert answer(gpu, prompt, 24, **options) == want
         assert launches() - before <= 3
     assert want != answer(gpu, prompt, 24, temperature=1.3, seed=2)
+
+
+def test_a_markov_head_drafts_on_the_device(opened: Any, tmp_path: Path) -> None:
+    gpu, prompt, want = knowing_markov_head(opened, tmp_path / "model")
+    count = launches()
+    a_markov_head_drafts(gpu, prompt, want)
+    assert launches() - count == 4 + 1  # the prompt and its context; all rounds
 
 
 @pytest.mark.parametrize("width", range(1, 9))

@@ -97,11 +97,12 @@ typedef struct mimo_cuda_step {
 
 /* A drafter's own, NULL in a model. */
 typedef struct mimo_cuda_drafter {
-    mimo_cuda_matrix fuse;       /* [H, M * H] */
-    const float *fuse_norm;      /* [H], zero beyond */
-    const float *mask;           /* [H] */
-    uint32_t causal[2];          /* by kind: a block row sees no later row of its block */
-    uint32_t window_from_anchor; /* every row of a block sees context [anchor - window, anchor) */
+    mimo_cuda_matrix fuse;                  /* [H, M * H] */
+    const float *fuse_norm;                 /* [H], zero beyond */
+    const float *mask;                      /* [H] */
+    mimo_cuda_matrix markov_in, markov_out; /* [V', rank]; rows 0: none */
+    uint32_t causal[2];                     /* by kind: a block row sees no later row of its block */
+    uint32_t window_from_anchor;            /* every row of a block sees context [anchor - window, anchor) */
 } mimo_cuda_drafter;
 
 typedef struct mimo_cuda_state {

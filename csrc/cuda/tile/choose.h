@@ -1,4 +1,4 @@
-/* From logits to tokens: SAMPLE, ACCEPT, DRAFT_SAMPLE, PROPOSE.
+/* From logits to tokens: SAMPLE, ACCEPT, DRAFT_BIAS, DRAFT_SAMPLE, PROPOSE.
  *
  * The token at a position is argmax of logit / temperature + noise(seed, stream, position, token), the lowest id on a
  * tie; drafts are drawn with the same noise, and are right while they equal it. */
@@ -218,6 +218,56 @@ template <class Team> MIMO_BODY inline void mimo_tile_accept(const Team &team, c
     });
 }
 
+/* The row of a token in a drafter's tables; draft_vocab: none. */
+template <class Team>
+MIMO_BODY inline uint32_t mimo_tile_drafted_at(const Team &team, const mimo_tile_machine &m, uint32_t token)
+{
+    if (m.drafted == nullptr)
+        return token < m.draft_vocab ? token : m.draft_vocab;
+    const double at = mimo_tile_total(team, m.draft_vocab, true,
+                                      [&](uint32_t i) { return m.drafted[i] == token ? (double)i : -1.0; });
+    return at >= 0.0 ? (uint32_t)at : m.draft_vocab;
+}
+
+/* sum over j of in[j] * out[j], in this order, as the host adds. Rows of rank elements; behind them are zeros. */
+template <uint32_t format>
+MIMO_BODY inline float mimo_tile_bias(const mimo_cuda_row &in, const mimo_cuda_row &out, uint32_t rank)
+{
+    float sum = 0.0f;
+    for (uint32_t unit = 0; unit * 8 < rank; unit++) {
+        float a[8], b[8];
+        mimo_cuda_weights<format>(a, in, unit);
+        mimo_cuda_weights<format>(b, out, unit);
+        for (uint32_t j = 0; j < 8; j++)
+            sum += a[j] * b[j];
+    }
+    return sum;
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_draft_bias(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_step &step = *m.block.step;
+    const uint32_t slot = task.split;
+    if (slot >= step.rows)
+        return;
+    const uint32_t spans = mimo_tile_spans(m.draft_vocab, m.draft_span);
+    const uint32_t at = mimo_tile_drafted_at(team, m, slot == 1 ? step.token[0] : mimo_tile_chosen(m, slot - 1, spans));
+    const mimo_cuda_matrix &in = m.block.draft->markov_in, &out = m.block.draft->markov_out;
+    const float *from = step.logits + slot * step.logits_stride;
+    float *to = m.biased + (size_t)slot * m.draft_vocab;
+    team.threads(task.count, [&](uint32_t i) {
+        const uint32_t id = task.first + i;
+        float bias = 0.0f;
+        if (at < m.draft_vocab) {
+            const mimo_cuda_row a = mimo_cuda_row_of(in, at), b = mimo_cuda_row_of(out, id);
+            bias = in.format == MIMO_FORMAT_F32 ? mimo_tile_bias<MIMO_FORMAT_F32>(a, b, in.cols)
+                                                : mimo_tile_bias<MIMO_FORMAT_BF16>(a, b, in.cols);
+        }
+        to[id] = from[id] + bias;
+    });
+}
+
 template <class Team>
 MIMO_BODY inline void mimo_tile_draft_sample(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
 {
@@ -225,7 +275,9 @@ MIMO_BODY inline void mimo_tile_draft_sample(const Team &team, const mimo_tile_m
     const uint32_t slot = task.split;
     if (slot >= step.rows)
         return;
-    const mimo_tile_logits row = {step.logits + slot * step.logits_stride, m.drafted, m.draft_vocab};
+    const float *logits =
+        m.biased != nullptr ? m.biased + (size_t)slot * m.draft_vocab : step.logits + slot * step.logits_stride;
+    const mimo_tile_logits row = {logits, m.drafted, m.draft_vocab};
     mimo_tile_span(team, m, m.best + slot * m.spans + task.first / m.draft_span, row, task.first, task.count,
                    step.anchor + (uint64_t)slot);
 }

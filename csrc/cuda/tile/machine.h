@@ -57,6 +57,7 @@ typedef struct mimo_tile_machine {
     float *p, *s;
     mimo_moe *moe;
     mimo_tile_best *best;  /* [T, spans] */
+    float *biased;         /* [T, V'] with a Markov head */
     mimo_cuda_step *steps; /* [3] of target, context, block: what their `step` points to */
     mimo_tile_round *round;
     const uint32_t *drafted; /* [V'] ids that a drafter drafts; NULL: all */
