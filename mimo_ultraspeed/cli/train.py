@@ -13,7 +13,7 @@ from . import train_qat
 from .arguments import add_model, check_output, load
 
 if TYPE_CHECKING:
-    from ..train.export import Trained
+    from ..train.drafter import Trained
     from ..train.measure import Measured
 
 __all__ = ["add", "run"]
@@ -84,8 +84,8 @@ def _add_drafter(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoint and log go; goes on from what is there")
     parser.add_argument(
         "--start",
-        metavar="RUN",
-        help="begin with the drafter of this run (folder or checkpoint): for a target that has changed",
+        metavar="DRAFTER",
+        help="begin with this one (folder of a drafter or of a run, or a checkpoint): to go on, or for a target that has changed",
     )
     parser.add_argument("--cache", metavar="FOLDER", help="where the target's hidden states are kept (default: taps/ in the data)")
     length = parser.add_mutually_exclusive_group(required=True)
@@ -129,9 +129,9 @@ def _drafter(args: argparse.Namespace) -> int:
         device=args.device_torch,
         short=TrainOptions.short if args.start is None else 0.0,
     )
-    start = None if args.start is None else _checkpoint(args.start)
+    start = None if args.start is None else _trained(args.start)
     if start is not None and (args.taps, args.markov_rank) != (None, None):
-        raise ValueError("start: expected taps and the rank of the Markov head to be that run's, found --taps or --markov-rank")
+        raise ValueError("start: expected taps and the rank of the Markov head to be that drafter's, found --taps or --markov-rank")
     with load(args) as model:
         taps = None if args.taps is None else _taps(args.taps, model.config.num_hidden_layers)
         rank = {} if args.markov_rank is None else {"markov_rank": args.markov_rank}
@@ -220,7 +220,7 @@ def _measure(args: argparse.Namespace) -> int:
     from ..train.measure import answer_greedily, measure
 
     check_output(args.json)
-    trained = _trained(args)
+    trained = _trained(args.drafter, averaged=not args.last)
     sets = {one.name: [item.turns[0] for item in one.items[: args.limit]] for one in load_prompts((), args.prompts)}
     figures: dict[str, Any] = {}
     slots = trained.config.block_size - 1
@@ -239,12 +239,12 @@ def _measure(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trained(args: argparse.Namespace) -> Trained:
+def _trained(path: str, *, averaged: bool = True) -> Trained:
     from ..train.export import load_drafter, load_run
 
-    if (Path(args.drafter) / "config.json").exists():
-        return load_drafter(args.drafter)
-    return load_run(_checkpoint(args.drafter), averaged=not args.last)
+    if (Path(path) / "config.json").exists():
+        return load_drafter(path)
+    return load_run(_checkpoint(path), averaged=averaged)
 
 
 def _figures(one: Measured) -> dict[str, Any]:

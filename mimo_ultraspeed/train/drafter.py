@@ -11,11 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-__all__ = ["Block", "Context", "DrafterConfig", "Parameters", "context", "draft_greedily", "hidden", "markov_bias"]
+__all__ = ["Block", "Context", "DrafterConfig", "Parameters", "Trained", "context", "draft_greedily", "hidden", "markov_bias"]
 
 Parameters: TypeAlias = dict[str, Tensor]
 Context: TypeAlias = list[tuple[Tensor, Tensor]]
@@ -92,6 +94,16 @@ class DrafterConfig:
             return {}
         shape = (self.head_size, self.markov_rank)
         return {"markov.w1.weight": shape, "markov.w2.weight": shape}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A drafter ready to be run, written or trained further; `fc.weight` acts on the taps as they are."""
+
+    config: DrafterConfig
+    parameters: Parameters
+    head_ids: NDArray[np.int64]
+    """[V']: token of each row of the drafter's head, ascending."""
 
 
 @dataclass(frozen=True)

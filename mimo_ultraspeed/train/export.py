@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,14 @@ from ..errors import CheckpointError
 from ..safetensors_read import read_header
 from ..safetensors_write import ShardWriter, bf16_from_f32
 from ..weights import Weights
-from .drafter import DrafterConfig, Parameters
+from .drafter import DrafterConfig, Parameters, Trained
 from .trainer import load_training
 
-__all__ = ["FORMATS", "Trained", "export_drafter", "load_drafter", "load_run"]
+__all__ = ["FORMATS", "export_drafter", "load_drafter", "load_run"]
 
 FORMATS = ("fp8", "bf16")
 _TILE = 128
 _LARGEST_FP8 = 448.0
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A drafter ready to be run or written; `fc.weight` acts on the taps as they are."""
-
-    config: DrafterConfig
-    parameters: Parameters
-    head_ids: NDArray[np.int64]
-    """[V']: token of each row of the drafter's head, ascending."""
 
 
 def load_run(path: str | Path, *, averaged: bool = True) -> Trained:

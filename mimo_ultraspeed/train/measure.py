@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..rounds import bootstrap_interval
-from .drafter import Block, context, draft_greedily, hidden
-from .export import Trained
+from .drafter import Block, Trained, context, draft_greedily, hidden
 from .target import TargetWeights
 
 if TYPE_CHECKING:

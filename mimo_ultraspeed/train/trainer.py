@@ -26,7 +26,7 @@ from torch import Tensor
 from ..display import bar
 from ..errors import CheckpointError
 from .data import read_answers
-from .drafter import Block, DrafterConfig, Parameters, context, hidden, markov_bias
+from .drafter import Block, DrafterConfig, Parameters, Trained, context, hidden, markov_bias
 from .features import Features
 from .loss import Labels, losses
 from .optimizer import Optimizer
@@ -135,11 +135,11 @@ class Trainer:
         options: TrainOptions,
         *,
         config: DrafterConfig | None = None,
-        start: str | Path | None = None,
+        start: Trained | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        """data: folder of answers. start: checkpoint of another run, whose drafter (the moving average) a new run begins with
-        instead of one of `config`. cache: folder for taps; default: beside the answers.
+        """data: folder of answers. start: the drafter a new run begins with instead of one of `config`. cache: folder for taps;
+        default: beside the answers.
 
         Raises CheckpointError when `start` is of a drafter for another shape of model, ValueError for a folder without answers.
         """
@@ -148,10 +148,12 @@ class Trainer:
             raise ValueError(f"{self._data}: expected answers to train on, found none")
         self.out.mkdir(parents=True, exist_ok=True)
         saved = load_training(self.out / CHECKPOINT) if (self.out / CHECKPOINT).exists() else None
-        begun = load_training(start) if saved is None and start is not None else None
-        if (known := saved or begun) is not None:
-            config = DrafterConfig(**known["config"])
-            _check_target(config, model.config, self.out / CHECKPOINT if begun is None else Path(str(start)))
+        if saved is not None:
+            config = DrafterConfig(**saved["config"])
+            _check_target(config, model.config, str(self.out / CHECKPOINT))
+        elif start is not None:
+            config = start.config
+            _check_target(config, model.config, "start")
         self.config = default_config(model.config) if config is None else config
         self._device = torch.device(options.device)
         self._features = Features(model, self.config.taps, self._data / "taps" if cache is None else cache)
@@ -163,7 +165,7 @@ class Trainer:
         self.seconds = 0.0
         weights = TargetWeights(model.checkpoint)
         if saved is None:
-            self._begin(weights, begun)
+            self._begin(weights, start)
         else:
             self._go_on(saved)
         embedding, head = torch.from_numpy(weights.embedding()), torch.from_numpy(weights.head())
@@ -237,20 +239,19 @@ class Trainer:
 
     # ---- beginnings ----
 
-    def _begin(self, weights: TargetWeights, begun: Mapping[str, Any] | None) -> None:
+    def _begin(self, weights: TargetWeights, start: Trained | None) -> None:
         self._look_for_data()
         if not self._records:
             raise ValueError(f"{self._data}: expected answers to train on, found none")
-        if begun is not None:
-            self.head_ids, self.rms = begun["head_ids"].numpy(), begun["tap_rms"].numpy()
-            self._take(begun["ema"])
-            self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
-            return
-        pairs = ((record["prompt"], record["answer"]) for record in self._records)
-        self.head_ids = frequent_tokens(pairs, self.config.head_size, self.config.vocab_size)
         chosen = random.Random(self.options.seed).sample(self._records, min(_SCALE_SEQUENCES, len(self._records)))
         self.rms = tap_rms(self._taps(record) for record in chosen)
-        self._take(starting_parameters(self.config, weights, self.rms, self.options.seed))
+        if start is not None:
+            self.head_ids = start.head_ids
+            self._take({**start.parameters, "fc.weight": start.parameters["fc.weight"] * torch.from_numpy(self.rms)})
+        else:
+            pairs = ((record["prompt"], record["answer"]) for record in self._records)
+            self.head_ids = frequent_tokens(pairs, self.config.head_size, self.config.vocab_size)
+            self._take(starting_parameters(self.config, weights, self.rms, self.options.seed))
         self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def _go_on(self, saved: Mapping[str, Any]) -> None:
@@ -409,11 +410,11 @@ class _Window:
         return row
 
 
-def _check_target(config: DrafterConfig, target: ModelConfig, path: Path) -> None:
+def _check_target(config: DrafterConfig, target: ModelConfig, where: str) -> None:
     wanted = {"hidden_size": target.hidden_size, "vocab_size": target.vocab_size, "num_target_layers": target.num_hidden_layers}
     for name, value in wanted.items():
         if (found := getattr(config, name)) != value:
-            raise CheckpointError(f"{path}: expected a drafter for {name} {value}, found one for {found}")
+            raise CheckpointError(f"{where}: expected a drafter for {name} {value}, found one for {found}")
 
 
 def load_training(path: str | Path) -> dict[str, Any]:

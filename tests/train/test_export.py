@@ -14,8 +14,8 @@ import mimo_ultraspeed as mu
 torch = pytest.importorskip("torch", reason="not run: torch is not installed")
 
 from mimo_ultraspeed.errors import CheckpointError  # noqa: E402
-from mimo_ultraspeed.train.drafter import Block, context, hidden, markov_bias  # noqa: E402
-from mimo_ultraspeed.train.export import Trained, export_drafter, load_drafter, load_run  # noqa: E402
+from mimo_ultraspeed.train.drafter import Block, Trained, context, hidden, markov_bias  # noqa: E402
+from mimo_ultraspeed.train.export import export_drafter, load_drafter, load_run  # noqa: E402
 from mimo_ultraspeed.train.target import TargetWeights  # noqa: E402
 from mimo_ultraspeed.train.trainer import CHECKPOINT, Trainer, TrainOptions, load_training  # noqa: E402
 
