@@ -84,6 +84,15 @@ def a_markov_head_drafts(gpu: Any, prompt: list[int], want: list[int]) -> None:
     assert sum(accepted) > len(want) / 2 and len(accepted) > 5
 
 
+def matched(text: list[int]) -> tuple[int, int]:
+    """How many of a text's last tokens, 4 to 2, it had before, and the latest place after them; zeros: nowhere."""
+    for length in (4, 3, 2):
+        for at in range(len(text) - 1, length - 1, -1):
+            if text[at - length : at] == text[-length:]:
+                return length, at
+    return 0, 0
+
+
 def open_pair(path: Path, precision: str = "exact") -> tuple[Any, Any]:
     """The same model on the CPU, exact, and on GPU 0, both loaded."""
     (config, tensors, files), draft = engine_arguments(path)

@@ -27,7 +27,7 @@ static void begin(mimo_cuda *cuda, const mimo_decode *d)
     const mimo_cuda_sequence *sequence = sequence_of(d);
     mimo_resident_sequence s = {
         .kv = {mimo_cuda_sequence_kv(&cuda->kv, sequence, 0), mimo_cuda_sequence_kv(&cuda->kv, sequence, 1)},
-        .token = d->token,
+        .token = d->tokens,
         .known = (uint32_t)d->known,
         .round = {.limit = (uint32_t)d->limit,
                   .stops = (uint32_t)d->stops,
@@ -46,6 +46,7 @@ static void begin(mimo_cuda *cuda, const mimo_decode *d)
         size_t first, end;
         mimo_span_read(&sequence->span, cuda->kv.ring[1], d->known - 1, &first, &end);
         s.context_begin = (uint32_t)(end + 1 == d->known ? first : d->known - 1);
+        s.round.lookup = d->lookup;
         s.round.width = d->width > 0 ? (uint32_t)mimo_min(d->width, block) : block;
     }
     mimo_resident_begin(cuda->resident, &s);
@@ -57,8 +58,11 @@ static bool deliver(mimo_resident *r, mimo_decode *d, bool *wanted)
     mimo_mail_token t;
     bool any = false;
     for (; mimo_resident_read(r, &t); any = true) {
-        const mimo_decoded token = {
-            .token = t.token, .accepted = (uint8_t)t.accepted, .rows = (uint8_t)t.rows, .last = t.last != 0};
+        const mimo_decoded token = {.token = t.token,
+                                    .accepted = (uint8_t)t.accepted,
+                                    .rows = (uint8_t)t.rows,
+                                    .last = t.last != 0,
+                                    .looked_up = t.looked_up != 0};
         if (!d->take(d->context, &token))
             *wanted = false;
     }

@@ -23,6 +23,9 @@ typedef struct mimo_host_ctas {
 /* Rounds [step, end), counted since the machine's counters were zero. (host_engine.cc) */
 void mimo_host_ctas_run(const mimo_host_ctas *all, uint32_t step, uint32_t end);
 
+/* What tile/lookup.h finds in text [count]. scratch: mimo_tile_scratch_floats of a warp. (host_engine.cc) */
+mimo_tile_match mimo_host_look_up(const uint32_t *text, uint32_t count, float *scratch);
+
 #ifdef __cplusplus
 }
 #endif

@@ -16,8 +16,8 @@ uint32_t load(const uint32_t *from)
     return __atomic_load_n(from, __ATOMIC_ACQUIRE);
 }
 
-/* Until f() is true; false: something is lost, or this takes so long that it is: then say() says so. Loaders, which wait
- * ahead of what is to be computed, are twice as patient: who computes knows better what is missing. A long stretch
+/* Until f() is true; false: something is lost, or this takes so long that it is: then say() says so. Loaders, which
+ * wait ahead of what is to be computed, are twice as patient: who computes knows better what is missing. A long stretch
  * between two looks, in which nobody may have run, counts as a short one. */
 template <class F, class Say> bool spin(const mimo_host_ctas *all, uint32_t role, F f, Say say)
 {
@@ -154,6 +154,12 @@ void *run_compute(void *context)
 }
 
 } // namespace
+
+mimo_tile_match mimo_host_look_up(const uint32_t *text, uint32_t count, float *scratch)
+{
+    const mimo_host_team team = {scratch};
+    return mimo_tile_look_up(team, text, count);
+}
 
 void mimo_host_ctas_run(const mimo_host_ctas *all, uint32_t step, uint32_t end)
 {

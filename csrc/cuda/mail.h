@@ -23,18 +23,19 @@ typedef struct mimo_mail {
     uint64_t token[MIMO_MAIL_TOKENS]; /* the ring */
 } mimo_mail;
 
-/* One token on its way: of a round that had `rows` rows and in which `accepted` drafts stood; `last` of that round. */
+/* One token on its way: of a round that had `rows` rows and in which `accepted` drafts stood; `last` of that round; its
+ * drafts were `looked_up` in the text. */
 typedef struct mimo_mail_token {
     uint32_t token;
-    uint32_t accepted, rows, last;
+    uint32_t accepted, rows, last, looked_up;
 } mimo_mail_token;
 
 /* The number-th token since the ring was zeros, as a word. */
-static inline MIMO_HD uint64_t mimo_mail_word(mimo_mail_token t, uint32_t number)
+static inline MIMO_HD uint64_t mimo_mail_word(const mimo_mail_token *t, uint32_t number)
 {
     const uint64_t parity = (number / MIMO_MAIL_TOKENS & 1) ^ 1;
-    return parity << 63 | (uint64_t)(t.last & 1) << 48 | (uint64_t)(t.rows & 255) << 40 |
-           (uint64_t)(t.accepted & 255) << 32 | t.token;
+    return parity << 63 | (uint64_t)(t->looked_up & 1) << 49 | (uint64_t)(t->last & 1) << 48 |
+           (uint64_t)(t->rows & 255) << 40 | (uint64_t)(t->accepted & 255) << 32 | t->token;
 }
 
 /* Whether a word at its place is the number-th token's. */
@@ -46,7 +47,7 @@ static inline MIMO_HD int mimo_mail_is(uint64_t word, uint32_t number)
 static inline MIMO_HD mimo_mail_token mimo_mail_read(uint64_t word)
 {
     const mimo_mail_token t = {(uint32_t)word, (uint32_t)(word >> 32) & 255, (uint32_t)(word >> 40) & 255,
-                               (uint32_t)(word >> 48) & 1};
+                               (uint32_t)(word >> 48) & 1, (uint32_t)(word >> 49) & 1};
     return t;
 }
 

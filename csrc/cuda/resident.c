@@ -326,6 +326,7 @@ void mimo_resident_begin(mimo_resident *r, const mimo_resident_sequence *s)
     round->known = s->known;
     round->start = s->known - 1;
     round->done = round->over = round->failed = round->accepted = round->rounds = round->stopped = 0;
+    round->looked_up = 0;
     round->sent = r->read;
     round->context_begin = s->context_begin;
     mimo_cuda_step *step = r->told->step;
@@ -335,7 +336,7 @@ void mimo_resident_begin(mimo_resident *r, const mimo_resident_sequence *s)
         step[1].kv[t] = step[2].kv[t] = s->kv[1];
     }
     step[0].rows = 1;
-    step[0].token[0] = s->token;
+    step[0].token[0] = s->token[s->known - 1];
     step[0].position[0] = s->known - 1;
     step[0].logits = address(target->spots.logits);
     step[0].logits_stride = target->spots.logits_stride;
@@ -349,11 +350,9 @@ void mimo_resident_begin(mimo_resident *r, const mimo_resident_sequence *s)
         step[2].logits_stride = draft->spots.logits_stride;
     }
     r->mail->stop = 0;
-    r->told->last = s->token;
     mimo_cuda_queue_in(r->device, (mimo_cuda_ptr)(uintptr_t)m->round, round, sizeof *round);
     mimo_cuda_queue_in(r->device, (mimo_cuda_ptr)(uintptr_t)m->steps, step, sizeof r->told->step);
-    mimo_cuda_queue_in(r->device, r->token + (s->known - (uint64_t)1) * sizeof(uint32_t), &r->told->last,
-                       sizeof r->told->last);
+    mimo_cuda_queue_in(r->device, r->token, s->token, s->known * sizeof *s->token);
     mimo_cuda_wait(r->device); /* what was copied is written over by what comes back */
 }
 

@@ -38,7 +38,6 @@ typedef struct mimo_resident_told {
     mimo_mail_lost lost;
     mimo_tile_round round;
     mimo_cuda_step step[3]; /* these two go there */
-    uint32_t last;
 } mimo_resident_told;
 
 typedef struct mimo_resident {
@@ -83,10 +82,11 @@ mimo_cuda_ptr mimo_resident_pages(const mimo_resident *r, uint32_t tape, uint32_
 
 /* The sequence that ROUND or TOKEN decodes. */
 typedef struct mimo_resident_sequence {
-    mimo_cuda_kv kv[2];     /* the target's cache, with the keys and values of all tokens but the last; the drafter's */
-    uint32_t token, known;  /* the last token, and how many there are */
+    mimo_cuda_kv kv[2];    /* the target's cache, with the keys and values of all tokens but the last; the drafter's */
+    const uint32_t *token; /* [known] */
+    uint32_t known;
     uint32_t context_begin; /* the first position whose context the drafter's cache holds, up to the last token */
-    mimo_tile_round round;  /* limit, stop, stops, width, temperature, stream, seed; the rest is filled in */
+    mimo_tile_round round;  /* limit, stop, stops, width, lookup, temperature, stream, seed; the rest is filled in */
 } mimo_resident_sequence;
 
 /* Queues what the kernel needs to know of a sequence. */

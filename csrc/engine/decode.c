@@ -47,6 +47,7 @@ static void record(decoding *d, const mimo_decoded *last)
     if (spec->on)
         spec->rounds[spec->round_count++] = (mimo_round){.width = last->rows,
                                                          .accepted = last->accepted,
+                                                         .lookup = (uint8_t)(last->looked_up ? last->rows - 1 : 0),
                                                          .emitted = (uint8_t)d->tokens,
                                                          .verify_seconds = (float)(now - d->begun)};
     d->begun = now;
@@ -103,7 +104,7 @@ bool mimo_decode_run(mimo_engine *engine,
         return false;
     decoding d = {.engine = engine, .job = job};
     mimo_decode call = {.kv = job->kv,
-                        .token = job->tokens[job->known - 1],
+                        .tokens = job->tokens,
                         .known = job->known,
                         .limit = mimo_min(job->limit, job->known + job->room),
                         .stop = job->eos,
@@ -115,6 +116,7 @@ bool mimo_decode_run(mimo_engine *engine,
                         .stream = job->sampling.stream,
                         .seed = job->sampling.seed,
                         .draft = job->spec.on,
+                        .lookup = job->spec.lookup.place != NULL,
                         .width = job->spec.width,
                         .take = take,
                         .context = &d};

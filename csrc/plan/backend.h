@@ -61,19 +61,19 @@ typedef struct mimo_draft_step {
 } mimo_draft_step;
 
 /* A token that a backend has decoded by itself: of a round of `rows` rows in which `accepted` drafts stood (before any
- * cut by an end); `last` of that round. */
+ * cut by an end); `last` of that round, whose drafts were `looked_up` in the text. */
 typedef struct mimo_decoded {
     uint32_t token;
     uint8_t accepted, rows;
-    bool last;
+    bool last, looked_up;
 } mimo_decoded;
 
 /* One sequence, decoded by the backend from its last token on until it ends. The token at a position is what
  * sample/sample.h chooses with these settings. */
 typedef struct mimo_decode {
-    mimo_kv *kv;          /* holds the keys and values of all tokens but the last; room for `limit` positions */
-    uint32_t token;       /* the last one, */
-    size_t known;         /* of so many */
+    mimo_kv *kv;            /* holds the keys and values of all tokens but the last; room for `limit` positions */
+    const uint32_t *tokens; /* [known] */
+    size_t known;
     size_t limit;         /* no more tokens than that; > known */
     const uint32_t *stop; /* [stops] ids that end it */
     size_t stops;
@@ -82,6 +82,7 @@ typedef struct mimo_decode {
     uint32_t stream;
     uint64_t seed;
     bool draft;   /* with the drafter, */
+    bool lookup;  /* beside it with prompt lookup, */
     size_t width; /* and rounds of up to so many rows; 0: the backend's choice */
     /* Gets every token, on the caller's thread. false: no more are wanted; those of rounds that have begun still come.
      */

@@ -230,6 +230,8 @@ static bool reads(const touching *t)
         return look_state(t) && look(t, BIASED, biased_cell(t), rows);
     case MIMO_TILE_ACCEPT:
     case MIMO_TILE_PROPOSE:
+        if (t->phase->kind == MIMO_TILE_PROPOSE && !look_state(t))
+            return false;
         for (uint32_t row = 0; row < T; row++)
             if ((t->phase->kind == MIMO_TILE_ACCEPT || (row > 0 && row < t->c->model->tape[1].config->block)) &&
                 !look(t, BEST, row * t->c->model->q.spans, spans))

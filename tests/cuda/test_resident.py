@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import markov_tables
+from cuda_cases import markov_tables, matched
 from numpy.typing import NDArray
 
 from mimo_ultraspeed import _probe
@@ -56,9 +56,15 @@ class Machine:
         rounds: int = 1000,
         stop: int = NO_STOP,
         script: list[int] | None = None,
+        lookup: bool = False,
     ) -> dict[str, Any]:
-        drafts = np.array(script or [], np.uint32)
-        return dict(_probe.machine_run(self.bodies, prompt, len(prompt) + new, width, temperature, seed, rounds, stop, drafts))
+        limit, drafts = len(prompt) + new, np.array(script or [], np.uint32)
+        return dict(_probe.machine_run(self.bodies, prompt, limit, width, temperature, seed, rounds, stop, drafts, lookup))
+
+    def drafts(self, known: NDArray[np.uint32]) -> list[int]:
+        """What the CPU engine's drafter finds likeliest behind the last token."""
+        best = self.engine.draft_logits(known.tolist(), [len(known) - 1]).argmax(1)
+        return [int(token) for token in (best if self.drafted is None else self.drafted[best])]
 
     def plain(self, prompt: NDArray[np.uint32] = PROMPT, new: int = 40, temperature: float = 0.0, seed: int = 0) -> list[int]:
         """What the CPU engine's logits and sampler choose, token by token."""
@@ -185,7 +191,46 @@ def test_drafts_are_the_cpu_engine_s(options: dict[str, Any], tmp_path: Path) ->
     for ctas, new in ((3, 16), (16, 19)):  # with 16 the drafter's vocabulary is shared out
         machine.open(ctas)
         found = machine.run(new=new, rounds=1)
-        known = found["tokens"].tolist()[: found["drafted_behind"]]
-        logits = machine.engine.draft_logits(known, [len(known) - 1])
-        drafts = logits.argmax(1) if machine.drafted is None else machine.drafted[logits.argmax(1)]
-        assert found["drafts"].tolist() == drafts.tolist()
+        known, drafts, _ = max(found["drafts"], key=lambda one: (len(one[1]), one[0]))
+        assert drafts.tolist() == machine.drafts(found["tokens"][:known])
+
+
+# ---- prompt lookup beside the drafter ----
+
+
+def test_the_longest_and_latest_match_is_found() -> None:
+    draw, lengths = np.random.default_rng(1), set()
+    for ids in (1, 2, 5, 20):
+        for count in [*range(1, 40), 300, 1000]:
+            text = draw.integers(0, ids, count).astype(np.uint32)
+            found = _probe.machine_look_up(text)
+            assert found == matched(text.tolist()), text
+            lengths.add(found[0])
+    assert lengths == {0, 2, 3, 4}
+
+
+def test_a_match_is_not_looked_for_beyond_its_reach() -> None:
+    reach = 1 << 15
+    text = np.arange(reach + 100, dtype=np.uint32)
+    for at in (100, 99):  # the first place within reach, and the last one beyond it
+        text[-3:] = text[at - 3 : at]
+        assert _probe.machine_look_up(text) == ((3, at) if at == 100 else (0, 0))
+
+
+def test_drafts_are_looked_up_where_a_match_is_believed(tmp_path: Path) -> None:
+    """Matches of three and more, and those of two whose first token the drafter says as well."""
+    machine = Machine(tmp_path / "model", overrides={"vocab_size": 12}, draft={"window": 24})  # few ids, so text comes again
+    start, seen = PROMPT % 12, set()
+    found = machine.run(start, 200, rounds=1, lookup=True)
+    for known, drafts, looked_up in found["drafts"]:
+        text, own = found["tokens"][:known].tolist(), machine.drafts(found["tokens"][:known])
+        length, at = matched(text)
+        followed = [text[at + i % (known - at)] for i in range(len(drafts))] if length else []
+        agreed = length > 0 and followed[0] == own[0]
+        assert looked_up == (length > 2 or agreed)
+        assert drafts.tolist() == (followed if looked_up else own[: len(drafts)])
+        seen.add((length, agreed, looked_up))
+    assert {(0, False, False), (2, False, False), (2, True, True), (3, False, True)} <= seen
+    for temperature in (0.0, 1.0):
+        found = machine.run(start, 100, lookup=True, temperature=temperature, seed=1)
+        assert found["tokens"].tolist() == machine.plain(start, 100, temperature, seed=1)

@@ -22,6 +22,7 @@ from cuda_cases import (
     knowing_markov_head,
     logits_are_the_cpus,
     logits_do_not_depend_on_width,
+    matched,
     raises,
     slot_after,
     speculation_changes_nothing,
@@ -30,6 +31,7 @@ from cuda_cases import (
 
 from mimo_ultraspeed import _probe
 from mimo_ultraspeed.errors import EngineError
+from mimo_ultraspeed.make import make
 
 pytestmark = pytest.mark.skipif(not hasattr(_probe, "cuda_fake"), reason="not run: no C++ compiler when the package was built")
 
@@ -175,6 +177,30 @@ def test_a_markov_head_drafts_on_the_device(opened: Any, tmp_path: Path) -> None
     count = launches()
     a_markov_head_drafts(gpu, prompt, want)
     assert launches() - count == 4 + 1  # the prompt and its context; all rounds
+
+
+def test_prompt_lookup_beside_the_drafter(opened: Any, tmp_path: Path) -> None:
+    """On the device, which knows the prompt; rounds say how many of their drafts were looked up."""
+    make(tmp_path / "model", overrides={"vocab_size": 12}, draft={"window": 24}, progress=False)  # few ids: text comes again
+    gpu, prompt = opened(tmp_path / "model"), token_ids(40, seed=1, vocab=12)
+    for temperature in (0.0, 1.0):
+        want = answer(gpu, prompt, 60, temperature=temperature)
+        gpu = opened(tmp_path / "model")  # one that has seen none of it
+        for lookup in (True, False):
+            count = launches()
+            job = gpu.submit(prompt, max_new_tokens=60, speculative=True, lookup=lookup, temperature=temperature)
+            assert drained(job) == want
+            rounds = job.stats()["rounds"]
+            assert launches() - count < len(rounds["drafted"])  # the device goes from round to round: the host launches each
+            known, sure = len(prompt) + 1, 0
+            for drafted, looked_up, emitted in zip(rounds["drafted"], rounds["lookup"], rounds["emitted"], strict=True):
+                length, _ = matched([*prompt, *want][:known])
+                assert looked_up in (0, drafted) and (lookup or not looked_up)
+                if known > len(prompt) + 1 and lookup and length != 2:  # two tokens need the drafter's word
+                    assert looked_up == (drafted if length > 2 else 0)
+                    sure += looked_up > 0
+                known += emitted
+            assert sure > 2 or not lookup
 
 
 @pytest.mark.parametrize("width", range(1, 9))

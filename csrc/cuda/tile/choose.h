@@ -7,6 +7,7 @@
 
 #include "cuda/op/noise.h"
 #include "cuda/tile/filter.h"
+#include "cuda/tile/lookup.h"
 #include "cuda/tile/matrix.h"
 
 /* Some logit is no number, or none is finite. */
@@ -161,8 +162,8 @@ MIMO_BODY inline void mimo_tile_send(const mimo_tile_machine &m, mimo_tile_round
                                      uint32_t accepted)
 {
     for (uint32_t i = first; i < r.known; i++, r.sent++) {
-        const mimo_mail_token token = {r.token[i], accepted, rows, i + 1 == r.known};
-        mimo_tile_put(&m.mail->token[r.sent % MIMO_MAIL_TOKENS], mimo_mail_word(token, r.sent));
+        const mimo_mail_token token = {r.token[i], accepted, rows, i + 1 == r.known, r.looked_up};
+        mimo_tile_put(&m.mail->token[r.sent % MIMO_MAIL_TOKENS], mimo_mail_word(&token, r.sent));
     }
 }
 
@@ -282,17 +283,30 @@ MIMO_BODY inline void mimo_tile_draft_sample(const Team &team, const mimo_tile_m
                    step.anchor + (uint64_t)slot);
 }
 
-/* Drafts behind the anchor, as many as may be verified and have room. */
+/* Whether a match is to be believed rather than the drafter, which says `first` first. Alone with two tokens it needs
+ * the drafter's word: over answers of the built-in model that gives the most tokens a round of such rules. */
+MIMO_BODY inline bool mimo_tile_is_believed(const mimo_tile_round &r, const mimo_tile_match &match, uint32_t first)
+{
+    if (match.length != MIMO_TILE_GRAM_LEAST)
+        return match.length > 0;
+    return mimo_tile_followed(match, r.token, r.known, 0) == first;
+}
+
+/* Drafts behind the anchor, as many as may be verified and have room: the drafter's, or what was looked up. */
 template <class Team> MIMO_BODY inline void mimo_tile_propose(const Team &team, const mimo_tile_machine &m)
 {
+    mimo_tile_round &r = *m.round;
+    const mimo_cuda_step &block = m.steps[2];
+    const bool looks = r.lookup && block.rows > 1;
+    const mimo_tile_match match = looks ? mimo_tile_look_up(team, r.token, r.known) : mimo_tile_match{0, 0};
     team.threads(1, [&](uint32_t) {
-        mimo_tile_round &r = *m.round;
         r.over = r.done;
         mimo_cuda_step &step = m.steps[0];
-        const mimo_cuda_step &block = m.steps[2];
         const uint32_t spans = mimo_tile_spans(m.draft_vocab, m.draft_span);
+        r.looked_up = looks && mimo_tile_is_believed(r, match, mimo_tile_chosen(m, 1, spans));
         for (uint32_t slot = 1; slot < block.rows && step.rows < r.width && r.known + slot < r.limit; slot++) {
-            const uint32_t token = mimo_tile_chosen(m, slot, spans);
+            const uint32_t token =
+                r.looked_up ? mimo_tile_followed(match, r.token, r.known, slot - 1) : mimo_tile_chosen(m, slot, spans);
             if (token == MIMO_TILE_NO_TOKEN)
                 return;
             step.position[step.rows] = block.anchor + slot;

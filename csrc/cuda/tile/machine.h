@@ -16,22 +16,29 @@ typedef struct mimo_tile_best {
     uint32_t token;
 } mimo_tile_best;
 
+/* Where a text had its last `length` tokens before: those before place `at` (lookup.h). length 0: nowhere. */
+typedef struct mimo_tile_match {
+    uint32_t length, at;
+} mimo_tile_match;
+
 /* One sequence on its way. Tokens [0, known) stand; the target's step has rows from position `start` on: known tokens,
  * then drafts. */
 typedef struct mimo_tile_round {
     uint32_t *token; /* [limit] */
     uint32_t known, start;
-    uint32_t limit;    /* known never passes it */
-    uint32_t stop[8];  /* ids that end the text, */
-    uint32_t stops;    /* so many */
-    uint32_t done;     /* nothing is left to do; */
-    uint32_t over;     /* done, written by a round's last task: whoever begins a round later sees the same */
-    uint32_t failed;   /* because logits were no numbers */
-    uint32_t width;    /* most rows of a decoding step: the anchor and width - 1 drafts */
-    uint32_t accepted; /* drafts that stood, over all rounds; */
-    uint32_t rounds;   /* rounds that chose a token */
-    float temperature; /* 0: greedy */
-    uint32_t top_k;    /* 0: all; as are the next two's 1 and 0 */
+    uint32_t limit;     /* known never passes it */
+    uint32_t stop[8];   /* ids that end the text, */
+    uint32_t stops;     /* so many */
+    uint32_t done;      /* nothing is left to do; */
+    uint32_t over;      /* done, written by a round's last task: whoever begins a round later sees the same */
+    uint32_t failed;    /* because logits were no numbers */
+    uint32_t width;     /* most rows of a decoding step: the anchor and width - 1 drafts */
+    uint32_t lookup;    /* drafts may be looked up in the text, too (lookup.h); */
+    uint32_t looked_up; /* those that are verified next were */
+    uint32_t accepted;  /* drafts that stood, over all rounds; */
+    uint32_t rounds;    /* rounds that chose a token */
+    float temperature;  /* 0: greedy */
+    uint32_t top_k;     /* 0: all; as are the next two's 1 and 0 */
     float top_p, min_p;
     double z_least; /* log(min_p) */
     uint32_t stream;
