@@ -20,7 +20,7 @@ from .target import TargetWeights
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["METHODS", "Measured", "answer_greedily", "lookup", "measure", "prefixes", "rounds"]
+__all__ = ["METHODS", "Measured", "answer_greedily", "drafts", "lookup", "measure", "rounds"]
 
 METHODS = ("drafter", "lookup", "both")
 LONGEST_GRAM, SHORTEST_GRAM = 4, 2
@@ -59,8 +59,8 @@ def answer_greedily(model: Model, prompts: Sequence[str], max_new_tokens: int) -
     return [{"prompt": result.prompt_token_ids, "answer": result.token_ids} for result in results]
 
 
-def prefixes(trained: Trained, model: Model, weights: TargetWeights, record: Mapping[str, Sequence[int]]) -> NDArray[np.int64]:
-    """[answer - 1]: drafts in a row that come true, for a block anchored at each token of the answer but the last."""
+def drafts(trained: Trained, model: Model, weights: TargetWeights, record: Mapping[str, Sequence[int]]) -> NDArray[np.int64]:
+    """[answer - 1, B - 1]: the drafter's tokens for a block anchored at each token of the answer but the last."""
     tokens = [*record["prompt"], *record["answer"]]
     first, size = len(record["prompt"]), trained.config.block_size
     anchors = torch.arange(first, len(tokens) - 1)
@@ -73,39 +73,42 @@ def prefixes(trained: Trained, model: Model, weights: TargetWeights, record: Map
     with torch.no_grad():
         known = context(trained.parameters, trained.config, taps)
         predicted = hidden(trained.parameters, trained.config, known, Block(embedding[ids[anchors]], anchors, size))
-        drafts = torch.from_numpy(trained.head_ids)[draft_greedily(trained.parameters, predicted, head, places[ids[anchors]])]
-    padded = torch.cat((ids, torch.full((size,), -1)))
-    truth = padded[anchors[:, None] + torch.arange(1, size)]
-    counts: NDArray[np.int64] = (drafts == truth).cumprod(1).sum(1).numpy()
-    return counts
+        chosen = draft_greedily(trained.parameters, predicted, head, places[ids[anchors]])
+    return trained.head_ids[chosen.numpy()]
 
 
-def lookup(tokens: Sequence[int], anchor: int, count: int) -> list[int]:
-    """At most `count` tokens that followed the latest earlier occurrence of the longest n-gram up to the anchor; [] without one."""
+def lookup(tokens: Sequence[int], anchor: int, count: int) -> tuple[int, list[int]]:
+    """The longest n-gram up to the anchor that came before, and `count` tokens after the latest place of it; 0 and [] without one.
+
+    Where these reach the anchor they go on as the text did since, as in the engine.
+    """
+    known = list(tokens[: anchor + 1])
     for gram in range(LONGEST_GRAM, SHORTEST_GRAM - 1, -1):
-        wanted = list(tokens[anchor + 1 - gram : anchor + 1])
-        for end in range(anchor - 1, gram - 2, -1):
-            if list(tokens[end + 1 - gram : end + 1]) == wanted:
-                return list(tokens[end + 1 : min(end + 1 + count, anchor + 1)])
-    return []
+        for at in range(anchor, gram - 1, -1):
+            if known[at - gram : at] == known[-gram:]:
+                return gram, [known[at + i % (len(known) - at)] for i in range(count)]
+    return 0, []
 
 
-def rounds(record: Mapping[str, Sequence[int]], from_drafter: NDArray[np.int64], method: str, size: int) -> list[int]:
+def rounds(record: Mapping[str, Sequence[int]], drafted: NDArray[np.int64], method: str, size: int) -> list[int]:
     """Drafts that come true in each round of an answer. A round begins only where a whole block still fits.
 
-    method: "drafter", "lookup", or "both": a lookup where there is one, else the drafter.
+    drafted: [answer - 1, size - 1]. method: "drafter", "lookup", or "both": what was found by three tokens or more, or by two if
+    the drafter says its first token too; else the drafter's. So decodes a GPU; a CPU goes by what came true of either before.
     """
     tokens = [*record["prompt"], *record["answer"]]
     first, at = len(record["prompt"]), len(record["prompt"])
     counts = []
     while at + size <= len(tokens):
-        found = lookup(tokens, at, size - 1) if method != "drafter" else []
-        if method == "lookup" or found:
-            right = 0
-            while right < len(found) and found[right] == tokens[at + 1 + right]:
-                right += 1
+        gram, found = lookup(tokens, at, size - 1) if method != "drafter" else (0, [])
+        own = drafted[at - first].tolist()
+        if method == "lookup" or gram > SHORTEST_GRAM or (gram > 0 and found[0] == own[0]):
+            offered = found
         else:
-            right = int(from_drafter[at - first])
+            offered = own
+        right = 0
+        while right < len(offered) and offered[right] == tokens[at + 1 + right]:
+            right += 1
         counts.append(right)
         at += right + 1
     return counts
@@ -114,12 +117,13 @@ def rounds(record: Mapping[str, Sequence[int]], from_drafter: NDArray[np.int64],
 def measure(trained: Trained, model: Model, records: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Measured]:
     """Every method over answers as `answer_greedily` gives them."""
     weights, size = TargetWeights(model.checkpoint), trained.config.block_size
-    counts = [
-        prefixes(trained, model, weights, record) if len(record["answer"]) > 1 else np.zeros(0, np.int64) for record in records
+    drafted = [
+        drafts(trained, model, weights, record) if len(record["answer"]) > 1 else np.zeros((0, size - 1), np.int64)
+        for record in records
     ]
     found = {}
     for method in METHODS:
-        replayed = [rounds(record, known, method, size) for record, known in zip(records, counts, strict=True)]
+        replayed = [rounds(record, known, method, size) for record, known in zip(records, drafted, strict=True)]
         every = np.array([count for one in replayed for count in one], np.int64)
         found[method] = Measured(
             emitted=np.array([sum(one) + len(one) for one in replayed]),

@@ -13,7 +13,7 @@ import mimo_ultraspeed as mu
 torch = pytest.importorskip("torch", reason="not run: torch is not installed")
 
 from mimo_ultraspeed.train.export import export_drafter, load_drafter, load_run  # noqa: E402
-from mimo_ultraspeed.train.measure import Measured, answer_greedily, lookup, measure, prefixes, rounds  # noqa: E402
+from mimo_ultraspeed.train.measure import Measured, answer_greedily, drafts, lookup, measure, rounds  # noqa: E402
 from mimo_ultraspeed.train.target import TargetWeights  # noqa: E402
 from mimo_ultraspeed.train.trainer import CHECKPOINT, Trainer, TrainOptions  # noqa: E402
 
@@ -21,23 +21,32 @@ from mimo_ultraspeed.train.trainer import CHECKPOINT, Trainer, TrainOptions  # n
 def test_lookup_takes_the_latest_occurrence_of_the_longest_gram() -> None:
     #         0  1  2  3  4  5  6  7  8  9 10
     tokens = [1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3]
-    assert lookup(tokens, 10, 4) == [4, 9, 2, 3]
-    assert lookup(tokens, 10, 2) == [4, 9]
-    assert lookup(tokens[1:], 9, 3) == [5, 1, 2]
-    assert lookup(tokens, 7, 3) == []
-    # What it copies never reaches beyond the anchor.
-    assert lookup([7, 7, 7], 2, 5) == [7]
+    assert lookup(tokens, 10, 4) == (3, [4, 9, 2, 3])
+    assert lookup(tokens, 10, 2) == (3, [4, 9])
+    assert lookup(tokens[1:], 9, 3) == (2, [5, 1, 2])
+    assert lookup(tokens, 7, 3) == (0, [])
+    # What comes after the anchor is not known: from there on the text goes on as it did.
+    assert lookup([*tokens, 8], 10, 9) == (3, [4, 9, 2, 3, 5, 1, 2, 3, 4])
+    assert lookup([7, 7, 7], 2, 5) == (2, [7] * 5)
 
 
 def test_rounds_by_hand() -> None:
     record = {"prompt": [1, 2, 3, 4, 5, 6], "answer": [1, 2, 3, 4, 5, 6, 9, 8, 1, 2]}
-    known = np.array([2, 0, 0, 0, 3, 0, 0, 1, 0])
-    # Blocks of 3: at 0 two come true, at 3 none, at 4 three would, but a block of 3 has two drafts at most.
-    assert rounds(record, np.minimum(known, 2), "drafter", 3) == [2, 0, 2, 1]
+    answer = record["answer"]
+    drafted = np.full((9, 2), 99)
+    for anchor, right in ((0, 2), (4, 2), (7, 1)):
+        drafted[anchor, :right] = answer[anchor + 1 : anchor + 1 + right]
+    # Blocks of 3: at 0 two come true, at 3 none, at 4 two, at 7 one.
+    assert rounds(record, drafted, "drafter", 3) == [2, 0, 2, 1]
     # Lookup: nothing at the first token; "1 2" was followed by 3 4, then "2 3 4 5" by 6 1, of which one comes true.
-    assert rounds(record, known, "lookup", 3) == [0, 2, 1, 0, 0]
+    assert rounds(record, drafted, "lookup", 3) == [0, 2, 1, 0, 0]
     # Both: the drafter's two at the first token, lookup's two after "1 2 3 4"; then there is nothing to look up.
-    assert rounds(record, np.minimum(known, 2), "both", 3) == [2, 2, 0, 1]
+    assert rounds(record, drafted, "both", 3) == [2, 2, 0, 1]
+    # A match of two tokens, "1 2", needs the drafter's word, which at 1 is another.
+    drafted[0] = 99
+    assert rounds(record, drafted, "both", 3) == [0, 0, 2, 0, 0, 1]
+    drafted[1, 0] = 3
+    assert rounds(record, drafted, "both", 3) == [0, 2, 1, 0, 1]
 
 
 def test_figures_of_a_method() -> None:
@@ -62,7 +71,7 @@ def test_replayed_rounds_are_those_of_the_engine(
         records = answer_greedily(model, ["One.", "Two, three.", "Four?", "Five and six."], 40)
         weights, accepted = TargetWeights(model.checkpoint), 0
         for record in records:
-            replayed = rounds(record, prefixes(trained, model, weights, record), "drafter", size)
+            replayed = rounds(record, drafts(trained, model, weights, record), "drafter", size)
             result = model.generate([record["prompt"]], max_new_tokens=40, temperature=0.0, width=size, lookup=False)[0]
             assert result.token_ids == record["answer"]
             # Rounds whose block would not have fit are not replayed.
