@@ -71,5 +71,6 @@ static ALWAYS_INLINE f8 bytes_finish(ints sum)
     return _mm256_cvtepi32_ps(sum);
 }
 
-#define MIMO_KERNEL(name) mimo_avx2_##name
 #include "cpu/lanes/gemm_q8.h"
+
+MIMO_GEMM_Q8_KERNELS(avx2, body_mxfp4, body_q8, body_q4)

@@ -7,5 +7,6 @@
 #define DPBUSD(sum, w, x) _mm256_dpbusd_avx_epi32(sum, w, x)
 #include "cpu/lanes/vnni_x86.h"
 
-#define MIMO_KERNEL(name) mimo_avxvnni_##name
 #include "cpu/lanes/gemm_q8.h"
+
+MIMO_GEMM_Q8_KERNELS(avxvnni, body_mxfp4, body_q8, body_q4)

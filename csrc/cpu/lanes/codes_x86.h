@@ -25,11 +25,14 @@ static ALWAYS_INLINE ints nibbles(const uint8_t *p, size_t g)
 }
 
 /* Codes become 12 + twice their value: 0 .. 24. */
+static ALWAYS_INLINE __m128i codes_table(void)
+{
+    return _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+}
+
 static ALWAYS_INLINE ints codes_operand(const uint8_t *p, size_t g)
 {
-    const __m256i table =
-        _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-    return _mm256_shuffle_epi8(table, nibbles(p, g));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(codes_table()), nibbles(p, g));
 }
 
 #endif

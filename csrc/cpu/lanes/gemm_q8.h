@@ -1,6 +1,6 @@
 /* Integer gemms. Four k of a row of x (a dword) meet the same four k of eight rows of w at a time; one unpacking of the
- * weights serves all rows of the tile. Include after the lanes, with MIMO_KERNEL(name) and these, which know the
- * instructions:
+ * weights serves all rows of the tile. Include after the lanes and these, which know the instructions, and make the
+ * kernels with MIMO_GEMM_Q8_KERNELS:
  *
  *   ints                           32 bytes of operands, or the sums made of them
  *   weights                        the same of weights, with what one unpacking finds out about them
@@ -123,35 +123,34 @@ static ALWAYS_INLINE void body(const tile *c, size_t T, size_t O, packing p)
     tile_end(c, acc, T, O);
 }
 
+static const packing mxfp4 = {128, codes_load, codes_start, codes_add, codes_finish, codes_scale, NULL};
+static const packing q8 = {256, bytes_load, bytes_start, bytes_add, bytes_finish, bytes_scale, NULL};
+static const packing q4 = {128, levels_load, levels_start, codes_add, codes_finish, levels_scale, levels_least};
+
 static ALWAYS_INLINE void body_mxfp4(const tile *c, size_t T, size_t O)
 {
-    body(c, T, O, (packing){128, codes_load, codes_start, codes_add, codes_finish, codes_scale, NULL});
+    body(c, T, O, mxfp4);
 }
 
 static ALWAYS_INLINE void body_q8(const tile *c, size_t T, size_t O)
 {
-    body(c, T, O, (packing){256, bytes_load, bytes_start, bytes_add, bytes_finish, bytes_scale, NULL});
+    body(c, T, O, q8);
 }
 
 static ALWAYS_INLINE void body_q4(const tile *c, size_t T, size_t O)
 {
-    body(c, T, O, (packing){128, levels_load, levels_start, codes_add, codes_finish, levels_scale, levels_least});
+    body(c, T, O, q4);
 }
 
-void MIMO_KERNEL(gemm_q8_mxfp4)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets,
-                                const mimo_act *x, const uint16_t *rows, size_t T)
-{
-    tile_run(body_mxfp4, 2, y, ldy, w, octet, octets, x, rows, T);
-}
+#define MIMO_GEMM_Q8(name, body)                                                                                       \
+    void name(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,               \
+              const uint16_t *rows, size_t T)                                                                          \
+    {                                                                                                                  \
+        tile_run(body, 2, y, ldy, w, octet, octets, x, rows, T);                                                       \
+    }
 
-void MIMO_KERNEL(gemm_q8_q8)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
-                             const uint16_t *rows, size_t T)
-{
-    tile_run(body_q8, 2, y, ldy, w, octet, octets, x, rows, T);
-}
-
-void MIMO_KERNEL(gemm_q8_q4)(float *y, size_t ldy, const mimo_panel *w, size_t octet, size_t octets, const mimo_act *x,
-                             const uint16_t *rows, size_t T)
-{
-    tile_run(body_q4, 2, y, ldy, w, octet, octets, x, rows, T);
-}
+/* The kernels of variant V, by the bodies of its tiles. */
+#define MIMO_GEMM_Q8_KERNELS(V, mxfp4, q8, q4)                                                                         \
+    MIMO_GEMM_Q8(mimo_##V##_gemm_q8_mxfp4, mxfp4)                                                                      \
+    MIMO_GEMM_Q8(mimo_##V##_gemm_q8_q8, q8)                                                                            \
+    MIMO_GEMM_Q8(mimo_##V##_gemm_q8_q4, q4)

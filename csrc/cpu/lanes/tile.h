@@ -8,7 +8,14 @@
 #include "cpu/kernels.h"
 
 /* How far ahead of its use data is asked for: enough for the latency of memory at a core's share of its bandwidth. */
-enum { TILE_ROWS = 6, TILE_OCTETS = 4, TILE_AHEAD_BYTES = 4096, TILE_AHEAD_SCALES = 256 };
+enum { TILE_OCTETS = 4, TILE_AHEAD_BYTES = 4096, TILE_AHEAD_SCALES = 256 };
+
+/* Rows of a tile, and of each of many: five times two octets are the most whose sums all stay in 16 registers; six are
+ * still better than twice three. */
+#ifndef TILE_ROWS
+#define TILE_ROWS 6
+#define TILE_USUAL_ROWS 5
+#endif
 
 typedef struct tile {
     const mimo_act *x;
@@ -45,7 +52,11 @@ static ALWAYS_INLINE void tile_fetch(const tile *c, size_t block)
 
 static ALWAYS_INLINE void tile_run_body(tile_body *body, const tile *c, size_t n, size_t O)
 {
-    if (n == 6)
+    if (TILE_ROWS >= 8 && n == 8)
+        body(c, 8, O);
+    else if (TILE_ROWS >= 7 && n == 7)
+        body(c, 7, O);
+    else if (n == 6)
         body(c, 6, O);
     else if (n == 5)
         body(c, 5, O);
@@ -59,17 +70,28 @@ static ALWAYS_INLINE void tile_run_body(tile_body *body, const tile *c, size_t n
         body(c, 1, O);
 }
 
-/* All T rows against O octets. Five rows times two octets are the most whose sums all stay in 16 registers; six are
- * still better than twice three. */
+/* Rows of the next tile when so many are left. */
+static ALWAYS_INLINE size_t tile_rows(size_t left)
+{
+    return left <= TILE_ROWS ? left : left < 2 * TILE_USUAL_ROWS - 1 ? (left + 1) / 2 : TILE_USUAL_ROWS;
+}
+
+/* How many tiles that makes of T. */
+static ALWAYS_INLINE size_t tile_count(size_t T)
+{
+    return mimo_max((T + 2 * TILE_USUAL_ROWS - 1 - TILE_ROWS) / TILE_USUAL_ROWS, 1);
+}
+
+/* All T rows against O octets. */
 static ALWAYS_INLINE void tile_run_rows(tile_body *body, tile *c, float *y, size_t ldy, const uint16_t *rows, size_t T,
                                         size_t O)
 {
-    const size_t tiles = mimo_max((T + 3) / 5, 1); /* as many as the loop makes */
+    const size_t tiles = tile_count(T);
     const size_t now = O * c->data_bytes, blocks = mimo_ceil_div(c->x->K, 32);
     c->fetch = c->data + mimo_max(now, TILE_AHEAD_BYTES);
     c->fetch_step = mimo_round_up(mimo_ceil_div(now, tiles * blocks), 64);
     for (size_t t = 0; t < T;) {
-        const size_t left = T - t, n = left <= TILE_ROWS ? left : left < 9 ? 4 : 5;
+        const size_t n = tile_rows(T - t);
         for (size_t i = 0; i < n; i++, t++) {
             c->row[i] = rows != NULL ? rows[t] : t;
             c->y[i] = y + t * ldy;

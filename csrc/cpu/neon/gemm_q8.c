@@ -83,5 +83,6 @@ static ALWAYS_INLINE f8 bytes_finish(ints sum)
     return codes_finish(sum);
 }
 
-#define MIMO_KERNEL(name) mimo_neon_##name
 #include "cpu/lanes/gemm_q8.h"
+
+MIMO_GEMM_Q8_KERNELS(neon, body_mxfp4, body_q8, body_q4)
