@@ -43,6 +43,7 @@ static inline void store_wide(float *p, wide_floats x)
 #undef _mm512_inserti64x4
 #undef _mm512_insertf32x8
 #undef _mm512_srli_epi16
+#undef _mm512_slli_epi32
 #define _mm256_dpbusd_epi32 dpbusd
 #define _mm256_dpbusd_avx_epi32 dpbusd
 #define __m512i wide_ints
@@ -67,4 +68,9 @@ static inline void store_wide(float *p, wide_floats x)
 #define _mm512_fmadd_ps(x, y, z) BOTH_3(wide_floats, _mm256_fmadd_ps, x, y, z)
 #define _mm512_dpbusd_epi32(x, y, z) BOTH_3(wide_ints, dpbusd, x, y, z)
 #define _mm512_storeu_ps(p, x) store_wide(p, x)
+#define _mm512_loadu_ps(p) ((wide_floats){_mm256_loadu_ps(p), _mm256_loadu_ps((p) + 8)})
+#define _mm512_slli_epi32(x, n) ((wide_ints){_mm256_slli_epi32((x).a, n), _mm256_slli_epi32((x).b, n)})
+#define _mm512_castsi512_ps(x) BOTH_1(wide_floats, _mm256_castsi256_ps, x)
+#define _mm512_cvtepu16_epi32(x) \
+    ((wide_ints){_mm256_cvtepu16_epi32(_mm256_castsi256_si128(x)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(x, 1))})
 #define __builtin_cpu_supports(name) 1
