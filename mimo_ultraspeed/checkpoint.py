@@ -171,11 +171,12 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._roots = [path]
-        for snapshot in (path, path.parent):  # of the hub's cache, or a folder in one
+        root = path.resolve()
+        self._roots = [root]
+        for snapshot in (root, root.parent):  # of the hub's cache, or a folder in one
             blobs = snapshot.parent.parent / "blobs"
             if snapshot.parent.name == "snapshots" and blobs.is_dir():
-                self._roots.append(blobs.resolve())
+                self._roots.append(blobs)
 
     def has(self, name: str) -> bool:
         """There is an entry of that name."""

@@ -50,8 +50,9 @@ def torch_logits(trained: Trained, model: mu.Model, ids: list[int]) -> np.ndarra
 
 
 @pytest.mark.parametrize("weights", ["bf16", "fp8"])
-def test_files_hold_what_was_trained(drafter: Trained, tmp_path: Path, weights: str) -> None:
-    back = load_drafter(export_drafter(drafter, tmp_path / "drafter", weights=weights))
+def test_files_hold_what_was_trained(drafter: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    back = load_drafter(export_drafter(drafter, "drafter", weights=weights))
     assert back.config == drafter.config
     assert np.array_equal(back.head_ids, drafter.head_ids)
     assert back.parameters.keys() == drafter.parameters.keys()
