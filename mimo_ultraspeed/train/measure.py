@@ -74,7 +74,8 @@ def drafts(trained: Trained, model: Model, weights: TargetWeights, record: Mappi
         known = context(trained.parameters, trained.config, taps)
         predicted = hidden(trained.parameters, trained.config, known, Block(embedding[ids[anchors]], anchors, size))
         chosen = draft_greedily(trained.parameters, predicted, head, places[ids[anchors]])
-    return trained.head_ids[chosen.numpy()]
+    tokens_of: NDArray[np.int64] = trained.head_ids[chosen.numpy()]
+    return tokens_of
 
 
 def lookup(tokens: Sequence[int], anchor: int, count: int) -> tuple[int, list[int]]:
@@ -102,10 +103,8 @@ def rounds(record: Mapping[str, Sequence[int]], drafted: NDArray[np.int64], meth
     while at + size <= len(tokens):
         gram, found = lookup(tokens, at, size - 1) if method != "drafter" else (0, [])
         own = drafted[at - first].tolist()
-        if method == "lookup" or gram > SHORTEST_GRAM or (gram > 0 and found[0] == own[0]):
-            offered = found
-        else:
-            offered = own
+        is_believed = gram > SHORTEST_GRAM or (gram > 0 and found[0] == own[0])
+        offered = found if method == "lookup" or is_believed else own
         right = 0
         while right < len(offered) and offered[right] == tokens[at + 1 + right]:
             right += 1
