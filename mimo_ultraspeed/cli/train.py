@@ -241,9 +241,12 @@ def _measure(args: argparse.Namespace) -> int:
 
 def _trained(path: str, *, averaged: bool = True) -> Trained:
     from ..train.export import load_drafter, load_run
+    from ..train.trainer import CHECKPOINT
 
     if (Path(path) / "config.json").exists():
         return load_drafter(path)
+    if not (Path(path) / CHECKPOINT).exists() and not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: expected the folder of a drafter or of a run, found neither")
     return load_run(_checkpoint(path), averaged=averaged)
 
 

@@ -54,6 +54,12 @@ def test_from_prompts_to_figures(tiny_path: Path, prompts: Path, tmp_path: Path,
         found = json.loads(Path(figures).read_text())["prompts"]
         assert set(found) == {"drafter", "lookup", "both"} and found["drafter"]["tau"] >= 1
         assert len(found["drafter"]["rounds"]) == 2
+        further = ["train", "drafter", "--data", data, "--out", f"{what}-on", "--start", what, "--steps", "1", *model]
+        try:
+            assert main(further) == 0
+        finally:
+            torch.set_num_threads(before)
+        assert "anchors in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -91,6 +97,8 @@ def test_errors_name_what_was_expected(tiny_path: Path, prompts: Path, tmp_path:
     assert main(["train", "measure", str(tiny_path), str(prompts)]) == 1
     assert "config.json: expected what `train export` writes, found no" in capsys.readouterr().err
     command = ["train", "drafter", "--data", str(tmp_path), "--out", str(tmp_path / "o"), "--steps", "1", *model]
+    assert main([*command, "--start", str(tmp_path / "none")]) == 1
+    assert "none: expected the folder of a drafter or of a run, found neither" in capsys.readouterr().err
     assert main([*command, "--loss", "mse"]) == 1
     assert "loss: expected ce, kl, tv, found 'mse'" in capsys.readouterr().err
     assert main([*command, "--taps", "0,x"]) == 1
