@@ -155,7 +155,7 @@ def open_drafter(
         if not folder.is_dir():
             raise FileNotFoundError(f"{options.path}: expected the folder of a drafter, found none")
     try:
-        return _open(Folder(folder.resolve()), options, checkpoint)
+        return _open(Folder(folder), options, checkpoint)
     except CheckpointError as error:
         raise CheckpointError(f"{folder.name}: {error}") from None
 

@@ -124,8 +124,10 @@ static PyObject *machine_run(PyObject *self, PyObject *args)
         return NULL;
     mimo_probe_model *m = mimo_probe_model_of(capsule);
     PyArrayObject *drafts = m != NULL ? mimo_python_array(script, NPY_UINT32, 1, "script") : NULL;
-    proposals noted = {.all = PyMem_New(proposal, limit)};
-    if (drafts == NULL || noted.all == NULL || begin(m, prompt, limit) < 0) {
+    proposals noted = {.all = drafts != NULL ? PyMem_New(proposal, limit) : NULL};
+    if (drafts != NULL && noted.all == NULL)
+        PyErr_NoMemory();
+    if (noted.all == NULL || begin(m, prompt, limit) < 0) {
         PyMem_Free(noted.all);
         Py_XDECREF((PyObject *)drafts);
         return NULL;

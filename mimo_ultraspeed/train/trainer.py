@@ -247,7 +247,8 @@ class Trainer:
         self.rms = tap_rms(self._taps(record) for record in chosen)
         if start is not None:
             self.head_ids = start.head_ids
-            self._take({**start.parameters, "fc.weight": start.parameters["fc.weight"] * torch.from_numpy(self.rms)})
+            own = {name: value.clone() for name, value in start.parameters.items()}  # which are trained in place
+            self._take({**own, "fc.weight": own["fc.weight"] * torch.from_numpy(self.rms)})
         else:
             pairs = ((record["prompt"], record["answer"]) for record in self._records)
             self.head_ids = frequent_tokens(pairs, self.config.head_size, self.config.vocab_size)

@@ -13,7 +13,7 @@ from mimo_ultraspeed import _probe
 Array = NDArray[Any]
 VARIANTS = [name for name, why in _probe.kernel_variants().items() if why is None]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-WIDTHS = (1, 2, 3, 4, 5, 8, 9, 17, 64)
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64)
 INTEGER = ("mxfp4", "q8", "q4")
 FLOAT = ("f32", "bf16", "fp8", "mxfp4")
 

@@ -151,6 +151,7 @@ def test_a_run_that_begins_with_another_drafter(
     for name, value in trainer.parameters.items():  # on scaled taps again, but for what BF16 took
         assert torch.allclose(value, before["ema"][name], rtol=2**-8, atol=0), name
     trainer.run(progress=False)
+    assert same(start.parameters, load_drafter(tmp_path / "drafter").parameters)  # it is not what is trained
     after = load_training(tmp_path / "after" / CHECKPOINT)
     assert after["step"] == 8 and not same(after["ema"], before["ema"])
     other = make(tmp_path / "other", overrides={"num_hidden_layers": 3}, progress=False)

@@ -78,8 +78,7 @@ static ALWAYS_INLINE void pair_body(const tile *c, size_t T, pairing p)
     row_pointers x[TILE_ROWS];
     __m512 acc[TILE_ROWS];
     for (size_t t = 0; t < T; t++) {
-        const size_t K = c->x->K, row = c->row[t];
-        x[t] = (row_pointers){c->x->q + row * K, c->x->d + row * (K / 32), c->x->s + row * (K / 32)};
+        x[t] = pointers_of(c, t);
         acc[t] = _mm512_setzero_ps();
     }
     for (size_t b = 0; b < c->x->K / 32; b++) {

@@ -225,8 +225,8 @@ static ALWAYS_INLINE void attend_heads(const storage *in, const sums *s, const m
 static ALWAYS_INLINE void attend(const storage *in, sums s, size_t heads, const mimo_keys *c)
 {
     const size_t lanes = VEC_LANES * vectors_together(heads_together(heads)), positions = c->end - c->begin;
-    fetcher k = fetch_of(&c->ahead_k, c->k, positions / lanes * c->D, heads);
-    fetcher v = fetch_of(&c->ahead_v, c->v, positions * (c->Dv / lanes), heads);
+    fetcher k = fetch_of(&c->ahead_k, c->k, mimo_ceil_div(positions, lanes) * c->D, heads);
+    fetcher v = fetch_of(&c->ahead_v, c->v, positions * mimo_ceil_div(c->Dv, lanes), heads);
     for (size_t n; heads > 0; heads -= n) {
         n = heads_together(heads);
         if (n == 6)

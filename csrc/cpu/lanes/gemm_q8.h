@@ -20,12 +20,17 @@ typedef struct row_pointers {
     const int32_t *s;
 } row_pointers;
 
+static ALWAYS_INLINE row_pointers pointers_of(const tile *c, size_t t)
+{
+    const size_t K = c->x->K, row = c->row[t];
+    return (row_pointers){c->x->q + row * K, c->x->d + row * (K / 32), c->x->s + row * (K / 32)};
+}
+
 static ALWAYS_INLINE void tile_begin(const tile *c, row_pointers x[TILE_ROWS], f8 acc[TILE_OCTETS][TILE_ROWS], size_t T,
                                      size_t O)
 {
     for (size_t t = 0; t < T; t++) {
-        const size_t K = c->x->K;
-        x[t] = (row_pointers){c->x->q + c->row[t] * K, c->x->d + c->row[t] * (K / 32), c->x->s + c->row[t] * (K / 32)};
+        x[t] = pointers_of(c, t);
         for (size_t o = 0; o < O; o++)
             acc[o][t] = f8_set(0.0f);
     }
