@@ -58,6 +58,13 @@ def _add_data(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> arg
     parser.add_argument("--tokens", type=int, default=1_000_000, metavar="N", help="answer tokens in all (default 1000000)")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of an answer (default 256)")
     parser.add_argument("--sampled", type=float, default=0.5, metavar="SHARE", help="share of sampled answers (default 0.5)")
+    parser.add_argument(
+        "--templates",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="prompts of our own for one of FILE's, in chat and math (default 0.5)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other answers (default 0)")
     add_model(parser)
     parser.set_defaults(run_step=_data)
@@ -69,7 +76,9 @@ def _data(args: argparse.Namespace) -> int:
 
     prompts = [row for path in args.prompts for row in read_prompts(path)]
     excluded = [turn for path in args.exclude for row in read_prompts(path) for turn in row["turns"]]
-    options = DataOptions(seed=args.seed, tokens=args.tokens, max_new_tokens=args.max_new_tokens, sampled=args.sampled)
+    options = DataOptions(
+        seed=args.seed, tokens=args.tokens, max_new_tokens=args.max_new_tokens, sampled=args.sampled, templates=args.templates
+    )
     with load(args) as model:
         tokens = make_data(model, prompts, args.out, options, excluded=excluded)
     print(f"{tokens} answer tokens in {args.out}")

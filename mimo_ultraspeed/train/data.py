@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..display import bar
 from ..evaluate.scenarios import read_rows
+from .problems import problems
 from .variety import as_stub, chats
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class DataOptions:
     mix: Mapping[str, float] = field(default_factory=lambda: {"coding": 3.0, "math": 3.0, "chat": 3.0, "agent": 1.5})
     """Relative weights of the scenarios; a scenario that is not named has weight 1."""
     templates: float = 0.5
-    """Share of chat prompts made from templates; also of coding prompts wrapped as function stubs, halved."""
+    """Prompts made from templates for one that is read, of chat and of mathematics; half of it is the share of coding prompts
+    wrapped as function stubs."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "max_new_tokens"):
@@ -81,14 +83,18 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
 
 
 def normalise(text: str) -> str:
-    """What two prompts have in common that differ in case, spacing and punctuation only."""
+    """What two prompts have in common that differ in case, spacing, punctuation and how the answer is to be given only."""
+    return _words(text).removesuffix(_words(_BOXED)).strip()
+
+
+def _words(text: str) -> str:
     return _NOT_WORDS.sub(" ", text.lower()).strip()
 
 
 def plan(prompts: Sequence[Mapping[str, Any]], options: DataOptions, excluded: Iterable[str] = ()) -> Iterator[Planned]:
     """Conversations without end, the scenarios interleaved by `options.mix`; after all prompts, again with other seeds.
 
-    excluded: texts that must not be asked. ValueError when a prompt is one of them, but for case, spacing and punctuation.
+    excluded: texts that must not be asked. ValueError when a prompt is one of them (see `normalise`).
     """
     forbidden = {normalise(text) for text in excluded}
     by_scenario: dict[str, list[tuple[str, ...]]] = {}
@@ -117,19 +123,23 @@ def _check_allowed(turns: tuple[str, ...], forbidden: set[str]) -> None:
 
 
 def _scenario(name: str, turns: list[tuple[str, ...]], options: DataOptions) -> Iterator[tuple[tuple[str, ...], int]]:
-    made = chats(options.seed)
+    made, posed = chats(options.seed), problems(options.seed)
     for answer_pass in itertools.count():
         draw = random.Random(f"{name} {options.seed} {answer_pass}")
         for one in draw.sample(turns, len(turns)):
             chance = draw.random()
             if name == "chat" and chance < options.templates:
                 yield tuple(next(made)["turns"]), answer_pass  # type: ignore[arg-type]
+            if name == "math" and chance < options.templates:
+                yield _perhaps_boxed((next(posed),), draw), answer_pass
             if name == "coding" and chance < options.templates / 2:
                 stub = as_stub(one[0], options.seed)
                 one = one if stub is None else (stub,)
-            elif name == "math" and chance < 0.5:
-                one = (*one[:-1], one[-1] + _BOXED)
-            yield one, answer_pass
+            yield _perhaps_boxed(one, draw) if name == "math" else one, answer_pass
+
+
+def _perhaps_boxed(turns: tuple[str, ...], draw: random.Random) -> tuple[str, ...]:
+    return (*turns[:-1], turns[-1] + _BOXED) if draw.random() < 0.5 else turns
 
 
 def _planned(scenario: str, turns: tuple[str, ...], answer_pass: int, options: DataOptions) -> Planned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import mimo_ultraspeed as mu
 from mimo_ultraspeed.train.data import DataOptions, Planned, make_data, normalise, plan, read_answers, read_prompts
+from mimo_ultraspeed.train.problems import problems
 from mimo_ultraspeed.train.variety import chats
 
 PROMPTS: list[dict[str, Any]] = [
@@ -54,6 +56,24 @@ def test_no_evaluation_prompt_is_asked_in_any_spelling() -> None:
     asked = DataOptions(seed=OPTIONS.seed, templates=1.0)
     assert tuple(made) in {one.turns for one in first(40, asked)}
     assert tuple(made) not in {one.turns for one in first(40, asked, excluded=(made[0].upper(),))}
+
+
+def test_problems_are_posed_but_never_those_of_an_evaluation_set_however_their_answer_is_asked_for() -> None:
+    asked = DataOptions(seed=OPTIONS.seed, templates=1.0)
+    posed = {normalise(one) for one in itertools.islice(problems(OPTIONS.seed), 5)}
+    assert posed <= {normalise(one.turns[0]) for one in first(80, asked)}
+    boxed = [one + "\nPlease reason step by step, and put your final answer within \\boxed{}." for one in posed]
+    assert posed.isdisjoint(normalise(one.turns[0]) for one in first(80, asked, excluded=boxed))
+
+
+def test_a_problem_has_no_field_left_and_its_seed_makes_it() -> None:
+    made = list(itertools.islice(problems(1), 2000))
+    assert made == list(itertools.islice(problems(1), 2000)) != list(itertools.islice(problems(2), 2000))
+    assert len(set(made)) > 1000
+    for one in made:
+        assert not re.search(r"<\S|\S>|\d-\d+>", one), one
+        assert one.count("$") % 2 == 0, one
+        assert one.count("{") == one.count("}"), one
 
 
 def test_prompt_files_are_checked_line_by_line(tmp_path: Path) -> None:
