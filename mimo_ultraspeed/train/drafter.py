@@ -183,7 +183,7 @@ def draft_greedily(parameters: Parameters, predicted: Tensor, head: Tensor, anch
 
 
 def _norm(values: Tensor, weight: Tensor, config: DrafterConfig) -> Tensor:
-    return rms_norm(values, (values.shape[-1],), weight, config.rms_norm_eps)
+    return rms_norm(values.to(weight.dtype), (values.shape[-1],), weight, config.rms_norm_eps)
 
 
 def _rotation(config: DrafterConfig, positions: Tensor) -> tuple[Tensor, Tensor]:

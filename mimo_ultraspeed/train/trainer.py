@@ -87,6 +87,8 @@ class TrainOptions:
     ema: float = 0.995
     workers: int = 2
     device: str = "cpu"
+    bf16: bool = False
+    """Whether the layers' matrix products read BF16 (torch.autocast); parameters, norms and logits stay float32."""
     checkpoint_seconds: float = 180.0
     log_every: int = 10
 
@@ -310,12 +312,13 @@ class Trainer:
         if self.step % _LOOK_FOR_DATA_EVERY == 0:
             self._look_for_data()
         batch = [self._draw() for _ in range(self.options.sequences)]
-        parts = list(pool.map(self._part, batch))
+        read = self._read_parameters()
+        parts = list(pool.map(lambda one: self._part(one, read), batch))
         total = sum(part.anchors for part in parts)
         gradients: dict[str, Tensor] = {}
         with torch.no_grad():
             for at, name in enumerate(self.parameters):
-                gradients[name] = parts[0].gradients[at] * (parts[0].anchors / total)
+                gradients[name] = parts[0].gradients[at].float() * (parts[0].anchors / total)
                 for part in parts[1:]:
                     gradients[name].add_(part.gradients[at], alpha=part.anchors / total)
             norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
@@ -334,18 +337,29 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - keep)
 
-    def _part(self, one: _Sequence) -> _Part:
+    def _read_parameters(self) -> Parameters:
+        """What a step's products read: the parameters; in BF16, rounded once for all sequences, those of the layers' matrices."""
+        if not self.options.bf16:
+            return self.parameters
+        rounded = {name for name in self.config.matrices() if not name.startswith("markov")}
+        return {
+            name: value.detach().to(torch.bfloat16).requires_grad_() if name in rounded else value
+            for name, value in self.parameters.items()
+        }
+
+    def _part(self, one: _Sequence, parameters: Parameters) -> _Part:
         tokens = torch.tensor([*one.record["prompt"], *one.record["answer"]])
         anchors = torch.tensor(one.anchors)
         raw = torch.from_numpy(np.array(one.taps[: one.anchors[-1] + one.length])).to(self._device, torch.float32)
-        known = context(self.parameters, self.config, (raw / torch.from_numpy(self.rms).to(self._device))[: one.anchors[-1]])
         block = Block(self._embedding[tokens[anchors]], anchors.to(self._device), one.length)
-        predicted = hidden(self.parameters, self.config, known, block)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.options.bf16):
+            known = context(parameters, self.config, (raw / torch.from_numpy(self.rms).to(self._device))[: one.anchors[-1]])
+            predicted = hidden(parameters, self.config, known, block)
         logits = predicted @ self._head.T
         labels, previous = self._labels(tokens, anchors, one.length, raw)
-        bias = markov_bias(self.parameters, previous)
+        bias = markov_bias(parameters, previous)
         result = losses(logits if bias is None else logits + bias, labels, self.options.mix, self.options.weights)
-        gradients = torch.autograd.grad(result.loss, list(self.parameters.values()))
+        gradients = torch.autograd.grad(result.loss, list(parameters.values()))
         prefix = result.matches.cumprod(1)
         before = torch.cat((torch.ones_like(prefix[:, :1]), prefix[:, :-1]), 1) * labels.valid
         return _Part(list(gradients), float(result.loss.detach()), len(anchors), prefix.sum(0).cpu(), before.sum(0).cpu())

@@ -93,12 +93,37 @@ def test_taps_are_cached_and_new_answers_are_taken_up(
     assert len(trainer._records) == 5 and 4 in trainer._queue
 
 
-def test_a_drafter_learns_answers_by_heart(tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any) -> None:
-    trained(tiny_model, answers_folder, tmp_path, drafter_config, steps=60, anchors=24, optimizer="adamw", lr=4e-3, log_every=10)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_drafter_learns_answers_by_heart(
+    tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any, bf16: bool
+) -> None:
+    long: dict[str, Any] = {"steps": 60, "anchors": 24, "optimizer": "adamw", "lr": 4e-3, "log_every": 10}
+    trained(tiny_model, answers_folder, tmp_path, drafter_config, bf16=bf16, **long)
     with (tmp_path / LOG).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
     assert float(rows[-1]["accepted"]) > float(rows[0]["accepted"])
+
+
+def test_bf16_rounds_products_of_layers_alone(
+    tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any
+) -> None:
+    parts = []
+    for bf16 in (False, True):
+        options = TrainOptions(**SETTINGS, bf16=bf16)
+        trainer = Trainer(tiny_model, answers_folder, tmp_path, options, config=drafter_config, cache=answers_folder / "taps")
+        parts.append(trainer._part(trainer._draw(), trainer._read_parameters()))
+    whole, rounded = (torch.cat([one.float().flatten() for one in part.gradients]) for part in parts)
+    assert 0 < (whole - rounded).norm() < 0.05 * whole.norm()
+    assert parts[0].loss != parts[1].loss and parts[0].loss == pytest.approx(parts[1].loss, rel=1e-3)
+    types = {name: one.dtype for name, one in zip(trainer.parameters, parts[1].gradients, strict=True)}
+    rounds = {name for name, dtype in types.items() if dtype == torch.bfloat16}
+    assert rounds == {name for name in drafter_config.matrices() if not name.startswith("markov")}
+    assert all(value.dtype == torch.float32 for value in trainer.parameters.values())
+    assert same(
+        trained(tiny_model, answers_folder, tmp_path / "one", drafter_config, bf16=True, workers=1),
+        trained(tiny_model, answers_folder, tmp_path / "three", drafter_config, bf16=True, workers=3),
+    )
 
 
 def test_the_schedule(tiny_model: mu.Model, answers_folder: Path, tmp_path: Path, drafter_config: Any) -> None:
