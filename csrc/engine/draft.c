@@ -106,12 +106,13 @@ static bool choose_draft(mimo_engine *engine, mimo_job *job, size_t k, float *lo
         sampling.purpose = MIMO_NOISE_DRAFT;
     float *row = logits;
     size_t row_count = config->model.vocab;
-    const bool narrow = sampling.temperature == 0.0f && job->seen.count == 0;
-    if (config->target_id != NULL && !narrow) {
+    if (config->target_id != NULL && (job->seen.count > 0 || is_drawn(job))) {
         row = engine->drafting.spread + worker * V;
         row_count = V;
         for (size_t i = 0; i < config->model.vocab; i++)
             row[config->target_id[i]] = logits[i];
+    } else {
+        sampling.ids = config->target_id;
     }
     if (is_drawn(job))
         memcpy(job->spec.drawn_from + k * V, row, V * sizeof(float));

@@ -175,18 +175,29 @@ done:
     return result;
 }
 
-/* sample_many(logits, sampling, first, count, seen) -> tokens [count] uint32 of positions first, first + 1, ... */
+/* sample_many(logits, sampling, first, count, seen, ids) -> tokens [count] uint32 of positions first, first + 1, ... */
 static PyObject *sample_many(PyObject *module, PyObject *args)
 {
     (void)module;
-    PyObject *logits, *sampling, *seen, *tokens = NULL;
+    PyObject *logits, *sampling, *seen, *ids = Py_None, *tokens = NULL;
+    PyArrayObject *of = NULL;
     unsigned long long first;
     Py_ssize_t count;
-    if (!PyArg_ParseTuple(args, "OO!KnO:sample_many", &logits, &PyDict_Type, &sampling, &first, &count, &seen))
+    if (!PyArg_ParseTuple(args, "OO!KnO|O:sample_many", &logits, &PyDict_Type, &sampling, &first, &count, &seen, &ids))
         return NULL;
     request r;
     if (request_make(&r, logits, sampling, seen) < 0)
         goto done;
+    if (ids != Py_None) {
+        of = mimo_python_array(ids, NPY_UINT32, 1, "ids");
+        if (of == NULL)
+            goto done;
+        if (PyArray_DIM(of, 0) != PyArray_DIM(r.logits, 0)) {
+            PyErr_SetString(PyExc_ValueError, "ids: expected one for each logit");
+            goto done;
+        }
+        r.sampling.ids = PyArray_DATA(of);
+    }
     npy_intp shape[1] = {count};
     tokens = PyArray_SimpleNew(1, shape, NPY_UINT32);
     for (Py_ssize_t i = 0; tokens != NULL && i < count; i++) {
@@ -197,6 +208,7 @@ static PyObject *sample_many(PyObject *module, PyObject *args)
             ((uint32_t *)PyArray_DATA((PyArrayObject *)tokens))[i] = choice.token;
     }
 done:
+    Py_XDECREF((PyObject *)of);
     request_drop(&r);
     return tokens;
 }
@@ -207,6 +219,7 @@ PyMethodDef mimo_probe_sample_methods[] = {
     {"sample", sample, METH_VARARGS,
      "sample(logits, sampling, position, seen) -> (token, logprob or None, [(token, logprob), ...])"},
     {"sample_many", sample_many, METH_VARARGS,
-     "sample_many(logits, sampling, first, count, seen) -> [count] uint32, the tokens of the positions from first on"},
+     "sample_many(logits, sampling, first, count, seen, ids=None) -> [count] uint32, the tokens of the positions from\n"
+     "first on; places in ids [V], the tokens that the logits are of"},
     {NULL, NULL, 0, NULL},
 };

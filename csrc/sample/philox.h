@@ -2,6 +2,7 @@
 #ifndef MIMO_SAMPLE_PHILOX_H
 #define MIMO_SAMPLE_PHILOX_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "sample/sample.h"
@@ -17,5 +18,8 @@ double mimo_gumbel_word(uint32_t word);
 
 /* The words of tokens [span * MIMO_SPAN, (span + 1) * MIMO_SPAN); that of the span's token i is words[i % 4][i / 4]. */
 void mimo_philox_span(uint32_t words[4][MIMO_SPAN_BLOCKS], const mimo_noise *noise, uint32_t span);
+
+/* The words of tokens id [count], count <= MIMO_SPAN, in the same places; the others are 0. */
+void mimo_philox_ids(uint32_t words[4][MIMO_SPAN_BLOCKS], const mimo_noise *noise, const uint32_t *id, size_t count);
 
 #endif

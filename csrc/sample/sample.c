@@ -36,7 +36,8 @@ typedef struct contest {
     filter kept;
     double temperature;
     mimo_noise noise;
-    uint32_t token; /* the best so far */
+    const uint32_t *ids; /* of mimo_sampling */
+    uint32_t token;      /* the best so far */
     double score;
 } contest;
 
@@ -211,8 +212,13 @@ static void visit(contest *c, uint32_t span)
     const double z = z_of(c, largest);
     if (largest < mimo_key_logit(c->kept.cut) || z < c->kept.z_least || z + MIMO_GUMBEL_MAX < c->score)
         return;
+    const size_t first = (size_t)span * MIMO_SPAN;
+    const size_t count = mimo_min(MIMO_SPAN, c->spans->V - first);
     uint32_t words[4][MIMO_SPAN_BLOCKS];
-    mimo_philox_span(words, &c->noise, span);
+    if (c->ids != NULL)
+        mimo_philox_ids(words, &c->noise, c->ids + first, count);
+    else
+        mimo_philox_span(words, &c->noise, span);
     const uint32_t least = least_word(c->score - z);
     uint32_t able = 0;
     for (int j = 0; j < 4; j++)
@@ -220,8 +226,6 @@ static void visit(contest *c, uint32_t span)
             able |= words[j][i] >= least;
     if (!able)
         return;
-    const size_t first = (size_t)span * MIMO_SPAN;
-    const size_t count = mimo_min(MIMO_SPAN, c->spans->V - first);
     for (size_t i = 0; i < count; i++)
         if (words[i % 4][i / 4] >= least)
             offer(c, (uint32_t)(first + i), words[i % 4][i / 4]);
@@ -234,10 +238,11 @@ static uint32_t draw(const mimo_spans *spans, const mimo_sampling *sampling, uin
         .kept = make_filter(spans, sampling, w),
         .temperature = (double)sampling->temperature,
         .noise = {sampling->seed, position, sampling->stream, sampling->purpose},
+        .ids = sampling->ids,
         .token = spans->argmax,
     };
     /* The most likely token opens, because a good score soon is what spares work. */
-    c.score = mimo_gumbel(&c.noise, spans->argmax);
+    c.score = mimo_gumbel(&c.noise, c.ids != NULL ? c.ids[spans->argmax] : spans->argmax);
     const size_t count = mimo_spans_count(spans->V);
     for (size_t s = 0; s < count; s++)
         visit(&c, (uint32_t)s);

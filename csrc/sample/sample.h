@@ -40,6 +40,8 @@ typedef struct mimo_sampling {
     uint64_t seed;
     uint32_t stream;      /* which of n answers to one prompt */
     mimo_purpose purpose; /* MIMO_NOISE_TOKEN, or MIMO_NOISE_DRAFT */
+    const uint32_t *ids;  /* [V] ascending: the tokens of the logits, which are some of the vocabulary's; the noise is
+                             theirs, but what is seen, chosen and reported are places in ids. NULL: tokens 0 to V - 1 */
 } mimo_sampling;
 
 typedef struct mimo_choice {

@@ -286,6 +286,24 @@ def test_the_choice_depends_on_nothing_but_its_arguments() -> None:
     assert shown == many.tolist()
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.02}, {"purpose": 1}])
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 4096])
+def test_logits_of_some_tokens_are_chosen_as_if_the_others_had_none(options: dict[str, float], count: int) -> None:
+    draw = np.random.default_rng(count)
+    ids = np.sort(draw.choice(49_152, count, replace=False)).astype(np.uint32)
+    logits = draw.normal(0, 3, count).astype(np.float32)
+    logits[count // 2] = logits.max()  # equal ones too
+    whole = np.full(49_152, -np.inf, np.float32)
+    whole[ids] = logits
+    options = {"temperature": 0.9, "seed": 5, "stream": 2, **options}
+    places = _probe.sample_many(logits, options, 2**33, 40, NONE, ids)
+    assert ids[places].tolist() == _probe.sample_many(whole, options, 2**33, 40, NONE).tolist()
+    if count == 4096:
+        assert places.tolist() != _probe.sample_many(logits, options, 2**33, 40, NONE).tolist()  # another noise
+    with pytest.raises(ValueError, match="ids: expected one for each logit"):
+        _probe.sample_many(logits, options, 0, 1, NONE, ids[1:])
+
+
 def test_a_rising_logit_only_gains() -> None:
     logits = np.random.default_rng(7).normal(0, 1, 300).astype(np.float32)
     options = {"temperature": 1.0, "seed": 3}
