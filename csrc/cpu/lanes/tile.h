@@ -16,6 +16,10 @@ enum { TILE_OCTETS = 4, TILE_AHEAD_BYTES = 4096, TILE_AHEAD_SCALES = 256 };
 #define TILE_ROWS 6
 #define TILE_USUAL_ROWS 5
 #endif
+/* Octets of a tile of more rows than one. */
+#ifndef TILE_OCTETS_OF_MANY
+#define TILE_OCTETS_OF_MANY 2
+#endif
 
 typedef struct tile {
     const mimo_act *x;
@@ -101,7 +105,7 @@ static ALWAYS_INLINE void tile_run_rows(tile_body *body, tile *c, float *y, size
     }
 }
 
-/* `wide` octets at a time for a single row, two for more; single octets at the end. */
+/* `wide` octets at a time for a single row, TILE_OCTETS_OF_MANY for more, and then two; single octets at the end. */
 static ALWAYS_INLINE void tile_run(tile_body *body, size_t wide, float *y, size_t ldy, const mimo_panel *w,
                                    size_t octet, size_t octets, const mimo_act *x, const uint16_t *rows, size_t T)
 {
@@ -115,15 +119,17 @@ static ALWAYS_INLINE void tile_run(tile_body *body, size_t wide, float *y, size_
     c.next_end = c.next + x->ahead.bytes;
     fetch_lines(c.data, mimo_min(TILE_AHEAD_BYTES, octets * c.data_bytes));
     fetch_lines(x->ahead.scales, mimo_min(TILE_AHEAD_SCALES, x->ahead.bytes));
-    const size_t most = T == 1 ? wide : 2;
+    const size_t most = T == 1 ? wide : TILE_OCTETS_OF_MANY;
     for (size_t done = 0; done < octets;) {
-        const size_t n = octets - done >= most ? most : 1;
+        const size_t left = octets - done, n = left >= most ? most : T > 1 && left >= 2 ? 2 : 1;
         if (n == 1)
             tile_run_rows(body, &c, y, ldy, rows, T, 1);
         else if (T == 1)
             tile_run_rows(body, &c, y, ldy, rows, 1, wide);
-        else
+        else if (n == 2)
             tile_run_rows(body, &c, y, ldy, rows, T, 2);
+        else
+            tile_run_rows(body, &c, y, ldy, rows, T, TILE_OCTETS_OF_MANY);
         done += n;
         y += 8 * n;
         c.data += n * c.data_bytes;
