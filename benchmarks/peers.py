@@ -14,7 +14,7 @@ it (gguf_write.py: the same MXFP4 experts, Q8_0 else, which is what our fast mod
   step 1      logits of 96 tokens, one row a step; of ours as many steps after 48 tokens
   step 8      the same, eight rows a step: what verifying a drafted block costs
   prefill     a prompt of 512, to its first token
-  16 at once  16 prompts of 32, answers of 64 tokens decoded together, greedy; the prompts and first tokens are not counted
+  16 at once  the work of `decode` 16 times over, together: prompts of 32, answers of 128; prompts and first tokens are not counted
   long prompt, long decode, long step 8   only when asked for, beside llama.cpp: a prompt of 4096; 32 tokens after it; logits of
               four steps of eight rows after it
   outside     ours alone: the share of decoding that is not spent in kernels, but at barriers and between steps
@@ -43,7 +43,7 @@ from decode import fetch_gguf
 
 from mimo_ultraspeed.checkpoint import Checkpoint
 
-PROMPT, ANSWER, SHORT, LONG, BATCH, BATCH_ANSWER = 32, 128, 96, 512, 16, 64
+PROMPT, ANSWER, SHORT, LONG, BATCH, BATCH_ANSWER = 32, 128, 96, 512, 16, 128
 LONGEST, LONG_ANSWER, LONG_STEPS = 4096, 32, 4
 WORK = ("decode", "step 1", "step 8", "prefill", "16 at once")
 LONG_WORK = ("long prompt", "long decode", "long step 8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from mimo_ultraspeed.drafter import Drafter, open_drafter
 from mimo_ultraspeed.make import make
 
 V, BLOCK, COUNT = 512, 8, 24
+PROMPTS = 30 if "ASAN_OPTIONS" in os.environ else 200  # steps take many times as long under the sanitizers
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "hot": {"temperature": 1.0},
@@ -104,10 +106,10 @@ def scripts(want: list[int], number: int) -> dict[str, list[int]]:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("precision", ["fast", "exact"])
 def test_whatever_is_drafted_the_answer_is_the_plain_one(open_engine: OpenEngine, precision: str, sampling: str) -> None:
-    """30 prompts each: 240 with all settings; every width of the drafter, of lookup, of both, and of scripts good and bad."""
+    """PROMPTS prompts each; every width of the drafter, of lookup, of both, and of scripts good and bad."""
     engine = open_engine(precision)
     accepted = dict.fromkeys(("drafter", "lookup", "both", "right", "spoilt", "wrong", "random"), 0)
-    for number in range(30):
+    for number in range(PROMPTS):
         ids, options = prompt(number), {**SAMPLINGS[sampling], "seed": number}
         want = plain(engine, ids, **options)
         ways: list[tuple[str, dict[str, Any]]] = [
