@@ -1,4 +1,6 @@
-"""A MiMo-V2 model in torch and float32, whole sequences at once: what experts are trained in."""
+"""A MiMo-V2 model in torch, whole sequences at once: what experts are trained in.
+
+In float32; under torch.autocast products are of its type, but the router's, and norms and the residual stream stay float32."""
 
 from __future__ import annotations
 
@@ -90,7 +92,8 @@ class Network:
     def _mixture(self, rest: Mapping[str, Tensor], prefix: str, experts: Experts, x: Tensor) -> Tensor:
         """x [M, H], normed -> [M, H]."""
         config = self.config
-        scores = torch.sigmoid(x @ rest[f"{prefix}mlp.gate.weight"].T)
+        with torch.autocast(x.device.type, enabled=False):  # small differences choose
+            scores = torch.sigmoid(x @ rest[f"{prefix}mlp.gate.weight"].T)
         order = torch.argsort(scores + rest[f"{prefix}mlp.gate.e_score_correction_bias"], dim=1, descending=True, stable=True)
         chosen = order[:, : config.num_experts_per_tok]
         shares = scores.gather(1, chosen)

@@ -26,10 +26,13 @@ def orthogonalise(update: Tensor) -> Tensor:
 
 
 class Muon:
-    """Momentum whose updates are orthogonalised, with the size of AdamW's: as torch.optim.Muon, but not in BF16."""
+    """Momentum whose updates are orthogonalised, with the size of AdamW's: as torch.optim.Muon, in BF16 as there or in float32."""
 
-    def __init__(self, matrices: Sequence[Tensor], momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, matrices: Sequence[Tensor], momentum: float = 0.95, weight_decay: float = 0.0, *, bf16: bool = False
+    ) -> None:
         self._matrices, self._momentum, self._decay = list(matrices), momentum, weight_decay
+        self._precision = torch.bfloat16 if bf16 else torch.float32
         self._moving = [torch.zeros_like(matrix) for matrix in self._matrices]
 
     @torch.no_grad()
@@ -37,7 +40,7 @@ class Muon:
         """One update. gradients: one per matrix."""
         for matrix, gradient, moving in zip(self._matrices, gradients, self._moving, strict=True):
             moving.lerp_(gradient, 1 - self._momentum)
-            update = orthogonalise(gradient.lerp(moving, self._momentum))
+            update = orthogonalise(gradient.lerp(moving, self._momentum).to(self._precision))
             matrix.mul_(1 - lr * self._decay)
             matrix.sub_(update, alpha=lr * 0.2 * max(matrix.shape[-2:]) ** 0.5)
 
@@ -54,13 +57,21 @@ class Muon:
 class Optimizer:
     """Updates named parameters."""
 
-    def __init__(self, kind: str, parameters: Mapping[str, Tensor], matrices: Sequence[str], *, weight_decay: float = 0.0) -> None:
-        """matrices: names that Muon may take; with "adamw" it takes none."""
+    def __init__(
+        self,
+        kind: str,
+        parameters: Mapping[str, Tensor],
+        matrices: Sequence[str],
+        *,
+        weight_decay: float = 0.0,
+        bf16: bool = False,
+    ) -> None:
+        """matrices: names that Muon may take; with "adamw" it takes none. bf16: of Muon's own products."""
         if kind not in OPTIMIZERS:
             raise ValueError(f"optimizer: expected {' or '.join(OPTIMIZERS)}, found {kind!r}")
         self._muon_names = list(matrices) if kind == "muon" else []
         self._other_names = [name for name in parameters if name not in self._muon_names]
-        self._muon = Muon([parameters[name] for name in self._muon_names], weight_decay=weight_decay)
+        self._muon = Muon([parameters[name] for name in self._muon_names], weight_decay=weight_decay, bf16=bf16)
         self._others = [parameters[name] for name in self._other_names]
         betas = (0.9, 0.95)
         self._adamw = torch.optim.AdamW(self._others, lr=0.0, betas=betas, weight_decay=weight_decay) if self._others else None

@@ -67,6 +67,9 @@ class QatOptions:
     train: tuple[str, ...] = ()
     """What is trained beside experts: of `PARTS`."""
     device: str = "cpu"
+    bf16: bool = False
+    """Whether products of the layers, of both models, and Muon's read BF16, which holds MXFP4's values exactly; parameters, router,
+    norms, residual streams and logits stay float32."""
     checkpoint_seconds: float = 600.0
     log_every: int = 5
     measure_seconds: float = 300.0
@@ -112,7 +115,7 @@ class QatTrainer:
             train=options.train,
             learn_scale=options.learn_scale,
         )
-        self._optimizer = Optimizer(options.optimizer, self.weights.parameters, self.weights.matrices())
+        self._optimizer = Optimizer(options.optimizer, self.weights.parameters, self.weights.matrices(), bf16=options.bf16)
         folder = checkpoint.folder
         tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").exists() else None
         vocab = checkpoint.config.vocab_size
@@ -232,9 +235,11 @@ class QatTrainer:
     def _distance(self, ids: Tensor, rest: Mapping[str, Tensor], experts: Any) -> Distance:
         ids = ids.to(self._device)
         network, teacher = self._network, self.weights
-        with torch.no_grad():
-            right = network.streams(teacher.rest, teacher.experts, ids)
-        return distance(network, (teacher.rest, right), (rest, network.streams(rest, experts, ids)), ids)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.options.bf16):
+            with torch.no_grad():
+                right = network.streams(teacher.rest, teacher.experts, ids)
+            found = network.streams(rest, experts, ids)
+        return distance(network, (teacher.rest, right), (rest, found), ids)
 
     @torch.no_grad()
     def _measured(self) -> dict[str, str]:

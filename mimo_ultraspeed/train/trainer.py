@@ -272,7 +272,9 @@ class Trainer:
     def _take(self, parameters: Parameters) -> None:
         self.parameters: Parameters = {name: value.to(self._device).requires_grad_() for name, value in parameters.items()}
         matrices = list(self.config.matrices())
-        self._optimizer = Optimizer(self.options.optimizer, self.parameters, matrices, weight_decay=self.options.weight_decay)
+        self._optimizer = Optimizer(
+            self.options.optimizer, self.parameters, matrices, weight_decay=self.options.weight_decay, bf16=self.options.bf16
+        )
 
     # ---- data ----
 

@@ -1,4 +1,4 @@
-"""Muon in float32 beside torch's, and who updates what."""
+"""Muon in float32 and BF16 beside torch's, and who updates what."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def test_updates_are_near_orthogonal_in_both_orientations() -> None:
         assert (orthogonalise(update.T) - orthogonalise(update).T).abs().max() < 1e-5
 
 
-def test_muon_steps_as_torch_does_but_for_its_rounding() -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_muon_steps_as_torch_does_but_for_rounding(bf16: bool) -> None:
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("not run: this torch has no Muon")
     draw = torch.Generator().manual_seed(1)
     ours = [torch.randn(24, 40, generator=draw), torch.randn(40, 16, generator=draw)]
     theirs = [matrix.clone().requires_grad_() for matrix in ours]
     started = [matrix.clone() for matrix in ours]
-    mine = Muon(ours, momentum=0.9, weight_decay=0.1)
+    mine = Muon(ours, momentum=0.9, weight_decay=0.1, bf16=bf16)
     other = torch.optim.Muon(theirs, lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
         gradients = [torch.randn(matrix.shape, generator=draw) for matrix in ours]
@@ -38,6 +39,7 @@ def test_muon_steps_as_torch_does_but_for_its_rounding() -> None:
         other.step()
     for one, two, start in zip(ours, theirs, started, strict=True):
         moved = one - start
+        assert one.dtype == torch.float32
         assert (one - two.detach()).norm() < 0.03 * moved.norm()  # theirs is computed in BF16
 
 

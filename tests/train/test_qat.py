@@ -78,8 +78,8 @@ def test_its_forward_is_the_engines(tmp_path: Path, layout: str, weights: str, c
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"learn_scale": True, "train": ("router", "norms", "attention", "embedding"), "hidden": 1.0}],
-    ids=["experts", "all"],
+    [{}, {"bf16": True}, {"learn_scale": True, "train": ("router", "norms", "attention", "embedding"), "hidden": 1.0}],
+    ids=["experts", "bf16", "all"],
 )
 def test_the_engine_says_what_the_trainer_said(source: Path, texts: list[Path], tmp_path: Path, options: dict[str, Any]) -> None:
     trainer = trained(source, texts, tmp_path, 3, lr=2e-2, **options)
@@ -142,11 +142,26 @@ def test_a_run_that_was_stopped_goes_on(source: Path, texts: list[Path], tmp_pat
         trained(source, texts, tmp_path / "halves", 6, learn_scale=True)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_bf16_rounds_products_of_layers_alone(source: Path, texts: list[Path], tmp_path: Path) -> None:
+    found, chosen = [], []
+    for bf16 in (False, True):
+        trainer = QatTrainer(source, texts[:1], tmp_path, QatOptions(steps=1, bf16=bf16, **SETTINGS))
+        rest, experts = trainer.weights.student()
+        found.append(trainer._distance(trainer._draw(), rest, experts))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.no_grad():
+            chosen.append(trainer._network.streams(rest, experts, torch.tensor([IDS])))
+    whole, rounded = (float(one.kl.detach()) for one in found)
+    assert whole != rounded and whole == pytest.approx(rounded, rel=0.05)
+    assert all(one.dtype == torch.float32 for one in chosen[1])
+    for one, two in zip(*chosen, strict=True):
+        assert 0 < (one - two).norm() < 0.03 * one.norm()
+
+
+@pytest.mark.parametrize(("optimizer", "bf16"), [("muon", False), ("adamw", False), ("muon", True)])
 def test_experts_behind_a_router_get_better_on_text_not_seen(
-    source: Path, texts: list[Path], tmp_path: Path, optimizer: str
+    source: Path, texts: list[Path], tmp_path: Path, optimizer: str, bf16: bool
 ) -> None:
-    trained(source, texts, tmp_path, 40, optimizer=optimizer, lr=2e-2)
+    trained(source, texts, tmp_path, 40, optimizer=optimizer, lr=2e-2, bf16=bf16, held_out_tokens=1920)
     with (tmp_path / LOG).open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["kl"]]
     assert float(rows[-1]["kl"]) < 0.8 * float(rows[0]["kl"])
