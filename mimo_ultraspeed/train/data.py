@@ -107,13 +107,15 @@ def plan(prompts: Sequence[Mapping[str, Any]], options: DataOptions, excluded: I
     sources = {name: _scenario(name, by_scenario[name], options) for name in sorted(by_scenario)}
     weights = {name: options.mix.get(name, 1.0) for name in sources}
     given = dict.fromkeys(sources, 0.0)
+    asked: set[str] = set()
     while sources:
         name = min((name for name in sources if weights[name] > 0), key=lambda name: (given[name] + 1) / weights[name])
         given[name] += 1
         turns, answer_pass = next(sources[name])
-        if any(normalise(turn) in forbidden for turn in turns):
-            continue
-        yield _planned(name, turns, answer_pass, options)
+        one = _planned(name, turns, answer_pass, options)
+        if one.id not in asked and not any(normalise(turn) in forbidden for turn in turns):
+            asked.add(one.id)  # templates make some prompts twice
+            yield one
 
 
 def _check_allowed(turns: tuple[str, ...], forbidden: set[str]) -> None:

@@ -62,6 +62,10 @@ def test_problems_are_posed_but_never_those_of_an_evaluation_set_however_their_a
     asked = DataOptions(seed=OPTIONS.seed, templates=1.0)
     posed = {normalise(one) for one in itertools.islice(problems(OPTIONS.seed), 5)}
     assert posed <= {normalise(one.turns[0]) for one in first(80, asked)}
+    sums = [{"scenario": "math", "turns": [f"What is {number} + 1?"]} for number in range(3000)]
+    many = list(itertools.islice(plan(sums, asked), 5000))
+    assert len({one.id for one in many}) == len(many)
+    assert len({one.turns for one in many if "$" in one.turns[0]}) > 1000
     boxed = [one + "\nPlease reason step by step, and put your final answer within \\boxed{}." for one in posed]
     assert posed.isdisjoint(normalise(one.turns[0]) for one in first(80, asked, excluded=boxed))
 
