@@ -43,11 +43,11 @@ from decode import fetch_gguf
 
 from mimo_ultraspeed.checkpoint import Checkpoint
 
-PROMPT, ANSWER, SHORT, LONG, BATCH, BATCH_ANSWER = 32, 128, 96, 512, 16, 128
+PROMPT, ANSWER, SHORT, LONG, BATCH = 32, 128, 96, 512, 16
 LONGEST, LONG_ANSWER, LONG_STEPS = 4096, 32, 4
 WORK = ("decode", "step 1", "step 8", "prefill", "16 at once")
 LONG_WORK = ("long prompt", "long decode", "long step 8")
-STEPS = {"decode": ANSWER - 1, "step 1": SHORT, "step 8": SHORT // 8, "prefill": 1, "16 at once": BATCH_ANSWER - 1}
+STEPS = {"decode": ANSWER - 1, "step 1": SHORT, "step 8": SHORT // 8, "prefill": 1, "16 at once": ANSWER - 1}
 STEPS |= {"long prompt": 1, "long decode": LONG_ANSWER - 1, "long step 8": LONG_STEPS}
 TOKENS = {"decode": 1, "step 1": 1, "step 8": 8, "prefill": LONG, "16 at once": BATCH}  # of one step
 TOKENS |= {"long prompt": LONGEST, "long decode": 1, "long step 8": 8}
@@ -117,12 +117,12 @@ class Ours:
         return time.perf_counter() - began
 
     def batch(self, salt: int) -> float:
-        jobs = [self.engine.submit(tokens, max_new_tokens=BATCH_ANSWER) for tokens in batch(salt, self.vocab)]
+        jobs = [self.engine.submit(tokens, max_new_tokens=ANSWER) for tokens in batch(salt, self.vocab)]
         for job in jobs:
             while job.next() is not None:
                 pass
-        rate = sum((BATCH_ANSWER - 1) / job.stats()["decode_seconds"] for job in jobs)  # tokens/s of all together
-        return BATCH * (BATCH_ANSWER - 1) / rate
+        rate = sum((ANSWER - 1) / job.stats()["decode_seconds"] for job in jobs)  # tokens/s of all together
+        return BATCH * (ANSWER - 1) / rate
 
     def outside(self, salt: int) -> float:
         """A share of the time, not seconds."""
@@ -166,7 +166,7 @@ class Llama:
         if work == "16 at once":
             rows = self.peer.begin_batch(batch(salt, self.peer.vocab)).argmax(-1)
             began = time.perf_counter()
-            for _ in range(BATCH_ANSWER - 1):
+            for _ in range(ANSWER - 1):
                 rows = self.peer.batch_step(rows.tolist()).argmax(-1)
             return time.perf_counter() - began
         tokens = prompt(PROMPT if work == "decode" else LONG, salt, self.peer.vocab)
@@ -209,7 +209,7 @@ class Transformers:
 
     def seconds(self, work: str, salt: int) -> float:
         if work == "16 at once":
-            return self.answers(batch(salt, self.vocab), BATCH_ANSWER)
+            return self.answers(batch(salt, self.vocab), ANSWER)
         if work == "decode":
             return self.answers([prompt(PROMPT, salt, self.vocab)], ANSWER)
         tokens = prompt(LONG if work == "prefill" else SHORT, salt, self.vocab)

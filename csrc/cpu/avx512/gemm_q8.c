@@ -116,19 +116,20 @@ static ALWAYS_INLINE void pair_body(const tile *c, size_t T, size_t P, pairing p
         pair_dots(sum, c, x, b, T, P, p);
         for (size_t t = 0; t < T; t++)
             x[t].q += 32;
+        __m512 dw[PAIRS], least[PAIRS];
         for (size_t o = 0; o < P; o++) {
-            const __m512 dw = pair_scale(c, o, b, p.of->scale);
-            for (size_t t = 0; t < T; t++) {
-                const __m512 dot = _mm512_cvtepi32_ps(sum[t][o]);
-                acc[t][o] = _mm512_fmadd_ps(_mm512_mul_ps(dw, _mm512_set1_ps(x[t].d[b])), dot, acc[t][o]);
-            }
+            dw[o] = pair_scale(c, o, b, p.of->scale);
+            least[o] = p.of->least != NULL ? pair_scale(c, o, b, p.of->least) : _mm512_setzero_ps();
+        }
+        for (size_t t = 0; t < T; t++) {
+            const __m512 d = _mm512_set1_ps(x[t].d[b]);
+            for (size_t o = 0; o < P; o++)
+                acc[t][o] = _mm512_fmadd_ps(_mm512_mul_ps(dw[o], d), _mm512_cvtepi32_ps(sum[t][o]), acc[t][o]);
             if (p.of->least == NULL)
                 continue;
-            const __m512 least = pair_scale(c, o, b, p.of->least);
-            for (size_t t = 0; t < T; t++) {
-                const __m512 all = _mm512_cvtepi32_ps(pair_sum(x[t].s[b], 1));
-                acc[t][o] = _mm512_fmadd_ps(least, _mm512_mul_ps(_mm512_set1_ps(x[t].d[b]), all), acc[t][o]);
-            }
+            const __m512 all = _mm512_mul_ps(d, _mm512_cvtepi32_ps(pair_sum(x[t].s[b], 1)));
+            for (size_t o = 0; o < P; o++)
+                acc[t][o] = _mm512_fmadd_ps(least[o], all, acc[t][o]);
         }
     }
     for (size_t t = 0; t < T; t++)
