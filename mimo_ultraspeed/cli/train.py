@@ -109,7 +109,7 @@ def _add_drafter(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--weights", choices=("dpace", "exp", "even"), default="dpace", help="of slots (default dpace)")
     parser.add_argument("--taps", metavar="LAYERS", help="target layers to look at, such as 2,9,16,23,29 (default: five, evenly)")
     parser.add_argument("--markov-rank", type=int, metavar="R", help="of the Markov head, 0 is none (default 64)")
-    parser.add_argument("--bf16", action="store_true", help="BF16 matrix products: faster on a GPU and with AVX512-BF16 or AMX")
+    parser.add_argument("--bf16", action="store_true", help="BF16 matrix products, for a processor or GPU that has them")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads; changes the speed alone (default 2)")
     parser.add_argument("--device-torch", default="cpu", metavar="DEVICE", help="where torch computes (default cpu)")
     add_model(parser)

@@ -44,7 +44,7 @@ def add(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.
         metavar="PARTS",
         help="also train these: of router,norms,attention,embedding (default: experts alone)",
     )
-    parser.add_argument("--bf16", action="store_true", help="BF16 matrix products: faster on a GPU and with AVX512-BF16 or AMX")
+    parser.add_argument("--bf16", action="store_true", help="BF16 matrix products, for a processor or GPU that has them")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch on a CPU (default 1)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where torch computes (default cpu)")
     parser.add_argument("--measure-seconds", type=float, default=300.0, metavar="S", help="between measurements (default 300)")

@@ -24,6 +24,8 @@ def prompts(tmp_path: Path) -> Path:
 
 def test_from_prompts_to_figures(tiny_path: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch", reason="not run: torch is not installed")
+    from mimo_ultraspeed.train.trainer import CHECKPOINT, load_training
+
     before = torch.get_num_threads()
     model = ["--model", str(tiny_path), "--threads", "1"]
     data, run, drafter, figures = (str(tmp_path / name) for name in ("data", "run", "drafter", "figures.json"))
@@ -54,12 +56,13 @@ def test_from_prompts_to_figures(tiny_path: Path, prompts: Path, tmp_path: Path,
         found = json.loads(Path(figures).read_text())["prompts"]
         assert set(found) == {"drafter", "lookup", "both"} and found["drafter"]["tau"] >= 1
         assert len(found["drafter"]["rounds"]) == 2
-        further = ["train", "drafter", "--data", data, "--out", f"{what}-on", "--start", what, "--steps", "1", *model]
+        further = ["train", "drafter", "--data", data, "--out", f"{what}-on", "--start", what, "--steps", "1", "--bf16", *model]
         try:
             assert main(further) == 0
         finally:
             torch.set_num_threads(before)
         assert "anchors in" in capsys.readouterr().out
+        assert load_training(Path(f"{what}-on") / CHECKPOINT)["options"]["bf16"]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,9 @@ def test_errors_name_what_was_expected(tiny_path: Path, prompts: Path, tmp_path:
     assert main(["train", "measure", str(tiny_path), str(prompts)]) == 1
     assert "config.json: expected what `train export` writes, found no" in capsys.readouterr().err
     command = ["train", "drafter", "--data", str(tmp_path), "--out", str(tmp_path / "o"), "--steps", "1", *model]
+    asked = ["train", "data", str(prompts), "--out", str(tmp_path / "d"), "--templates", "2", *model]
+    assert main(asked) == 1
+    assert "templates: expected a share from 0 to 1, found 2.0" in capsys.readouterr().err
     assert main([*command, "--start", str(tmp_path / "none")]) == 1
     assert "none: expected the folder of a drafter or of a run, found neither" in capsys.readouterr().err
     assert main([*command, "--loss", "mse"]) == 1

@@ -19,6 +19,8 @@ from mimo_ultraspeed.weights import Weights
 
 torch = pytest.importorskip("torch", reason="not run: torch is not installed")
 
+from mimo_ultraspeed.train import optimizer as optimizer_module  # noqa: E402
+from mimo_ultraspeed.train.distil import distance  # noqa: E402
 from mimo_ultraspeed.train.network import Network  # noqa: E402
 from mimo_ultraspeed.train.qat import CHECKPOINT, LOG, QatOptions, QatTrainer  # noqa: E402
 from mimo_ultraspeed.train.qat_weights import QatWeights  # noqa: E402
@@ -143,18 +145,52 @@ def test_a_run_that_was_stopped_goes_on(source: Path, texts: list[Path], tmp_pat
 
 
 def test_bf16_rounds_products_of_layers_alone(source: Path, texts: list[Path], tmp_path: Path) -> None:
-    found, chosen = [], []
+    streams, found = [], []
     for bf16 in (False, True):
         trainer = QatTrainer(source, texts[:1], tmp_path, QatOptions(steps=1, bf16=bf16, **SETTINGS))
-        rest, experts = trainer.weights.student()
-        found.append(trainer._distance(trainer._draw(), rest, experts))
+        teacher, network, ids = trainer.weights, trainer._network, trainer._draw()
+        rest, experts = teacher.student()
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                right, said = network.streams(teacher.rest, teacher.experts, ids), network.streams(rest, experts, ids)
+            wanted = distance(network, (teacher.rest, right), (rest, said), ids)  # logits in float32
+            found.append(float(trainer._distance(ids, rest, experts).kl))
+        assert found[-1] == float(wanted.kl)
+        streams.append(said)
+    assert found[0] != found[1] and found[0] == pytest.approx(found[1], rel=0.05)
+    for one, two in zip(*streams, strict=True):
+        assert two.dtype == torch.float32 and 0 < (one - two).norm() < 0.03 * one.norm()
+
+
+def test_a_router_chooses_in_float32_under_autocast(source: Path, texts: list[Path], tmp_path: Path) -> None:
+    """Its rows differ by less than BF16 tells apart: rounded, all experts would be alike to it, and the first be chosen."""
+    trainer = QatTrainer(source, texts[:1], tmp_path, QatOptions(steps=1, **SETTINGS))
+    rest, experts = trainer.weights.student()
+    name = "model.layers.1.mlp.gate."
+    x = torch.ones(1, trainer._network.config.hidden_size) / 16
+    rising = torch.arange(len(rest[name + "weight"]))[:, None] * 1e-5
+    rest |= {name + "weight": torch.full_like(rest[name + "weight"], 0.25) + rising}
+    rest[name + "e_score_correction_bias"] = torch.zeros(len(rising))
+    said = []
+    for bf16 in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.no_grad():
-            chosen.append(trainer._network.streams(rest, experts, torch.tensor([IDS])))
-    whole, rounded = (float(one.kl.detach()) for one in found)
-    assert whole != rounded and whole == pytest.approx(rounded, rel=0.05)
-    assert all(one.dtype == torch.float32 for one in chosen[1])
-    for one, two in zip(*chosen, strict=True):
-        assert 0 < (one - two).norm() < 0.03 * one.norm()
+            said.append(trainer._network._mixture(rest, "model.layers.1.", experts[1], x))
+    assert (said[0] - said[1]).norm() < 0.05 * said[0].norm()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_muon_computes_in_the_type_that_is_asked_for(
+    source: Path, texts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    def noted(update: torch.Tensor) -> torch.Tensor:
+        seen.add(update.dtype)
+        return update
+
+    monkeypatch.setattr(optimizer_module, "orthogonalise", noted)
+    QatTrainer(source, texts[:1], tmp_path, QatOptions(steps=1, bf16=bf16, **SETTINGS))._one_step()
+    assert seen == {torch.bfloat16 if bf16 else torch.float32}
 
 
 @pytest.mark.parametrize(("optimizer", "bf16"), [("muon", False), ("adamw", False), ("muon", True)])
@@ -171,9 +207,10 @@ def test_experts_behind_a_router_get_better_on_text_not_seen(
 
 def test_command_and_wrong_words(source: Path, texts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "qat", str(source), "--data", str(texts[0]), "--held-out", str(texts[2]), "--out", str(tmp_path / "run")]
-    assert main([*words, "--steps", "2", "--window", "32", "--train", "norms"]) == 0
+    assert main([*words, "--steps", "2", "--window", "32", "--train", "norms", "--bf16"]) == 0
     assert "128 tokens in" in capsys.readouterr().out
     assert (tmp_path / "run" / CHECKPOINT).exists() and (tmp_path / "run" / "model" / "config.json").exists()
+    assert torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["options"]["bf16"]
     rounded = tmp_path / "run" / "model"
     fused = make(tmp_path / "fused", weights="bf16", layout="fused", overrides=SHAPE, progress=False)
     for other, extra, told in (
