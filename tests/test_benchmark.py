@@ -16,7 +16,7 @@ import pytest
 import mimo_ultraspeed as mu
 from mimo_ultraspeed.__main__ import main
 from mimo_ultraspeed.benchmark import made, measure
-from mimo_ultraspeed.benchmark.figures import breakdown, figures, middle_profile, widths
+from mimo_ultraspeed.benchmark.figures import breakdown, figures, middle_profile, rate_together, widths
 from mimo_ultraspeed.benchmark.result import BenchResult, Run
 from mimo_ultraspeed.benchmark.settings import Settings
 from mimo_ultraspeed.make import make
@@ -80,6 +80,13 @@ def test_figures_are_medians_and_ratios_of_the_same_round() -> None:
     assert (found["read_bandwidth"].median, found["int8_peak"].median) == (25.0, 100.0)
     assert "batch seconds" not in found
     assert widths(made_up()) == [1, 8]
+
+
+def test_answers_together_are_timed_while_all_of_them_are_decoded() -> None:
+    early, late = [1.0, 3.0, 3.5, 4.0, 4.5, 5.0], [3.0, 3.5, 4.0, 4.5, 5.0, 5.5]  # from 1 to 3 the second's prompt is computed
+    assert rate_together([early, late]) == 4.0  # four tokens of each from 3 to 5
+    assert rate_together([early]) == 5 / 4
+    assert rate_together([[1.0, 2.0], [4.0, 5.0]]) == 3 / 4  # never together: all but the first, from 1 to 5
 
 
 def test_a_drafted_block_pays_from_the_cost_of_its_round() -> None:

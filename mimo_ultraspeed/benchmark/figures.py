@@ -9,7 +9,7 @@ from typing import Any
 
 from .result import Run
 
-__all__ = ["Breakdown", "Figure", "OpLine", "breakdown", "figures", "middle_profile", "widths"]
+__all__ = ["Breakdown", "Figure", "OpLine", "breakdown", "figures", "middle_profile", "rate_together", "widths"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,18 @@ def figures(run: Run) -> dict[str, Figure]:
         elif name == "int8_peak":
             out[name] = _figure("GMAC/s", (rate / 1e9 for rate in values))
     return out
+
+
+def rate_together(times: Sequence[Sequence[float]]) -> float:
+    """Tokens per second of answers that are decoded together: from when the last has its first token to when one is complete.
+    So prompts do not count, as they do not for one answer alone. Of answers that never were all under way, it is of all the time.
+
+    times: of each answer's tokens, by one clock, in seconds.
+    """
+    begin, end = max(one[0] for one in times), min(one[-1] for one in times)
+    if begin >= end:
+        begin, end = min(one[0] for one in times), max(one[-1] for one in times)
+    return sum(begin < at <= end for one in times for at in one) / (end - begin)
 
 
 def widths(run: Run) -> list[int]:

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..display import bar
 from ..draft import Draft
 from ..errors import ContextOverflowError
 from ..model import Model, open_checkpoint
+from .figures import rate_together
 from .made import made_folder
 from .result import BenchResult, Run, load_average
 from .settings import DEFAULT_WIDTHS, Settings
@@ -179,9 +181,17 @@ class _Session:
         settings = self.settings
         prompts = [self._prompt(settings.prompt_tokens[0]) for _ in range(settings.batch)]
         began = time.perf_counter()
-        results = self.model.generate(prompts, progress=False, **_answer_options(settings.new_tokens))
+        times = []
+        with ExitStack() as stack:
+            streams = []
+            for ids in prompts:
+                submitted = time.perf_counter()
+                stream = stack.enter_context(self.model.stream(ids, **_answer_options(settings.new_tokens)))
+                streams.append((submitted, stream))
+            for submitted, stream in streams:
+                times.append([submitted + piece.t for piece in stream if piece.token_ids])
         self.out.add("batch seconds", time.perf_counter() - began)
-        self.out.add("batch", sum(result.stats.tokens_per_second for result in results))
+        self.out.add("batch", rate_together(times))
 
     def _profiles(self) -> None:
         settings, engine = self.settings, self.model._engine

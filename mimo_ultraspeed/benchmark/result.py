@@ -64,7 +64,7 @@ class BenchResult:
                      "step W"                seconds of an engine step of W rows of one sequence, without sampling
                      "draft B"               seconds in which the drafter fills a block of B in the course of an answer, choice of
                                              tokens included; a median of each round
-                     "batch"                 tokens per second of all prompts together, the first of each not counted
+                     "batch"                 tokens per second of all answers together, while all are decoded
                      "batch seconds"         from the first submission to the last token
                      "read_bandwidth"        bytes per second that as many threads read, just before "decode"
                      "int8_peak"             products per second, just after the prefills (not on every CPU)
