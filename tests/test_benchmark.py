@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,33 @@ def test_a_tiny_model_is_measured(tiny_path: Path, tmp_path: Path) -> None:
         assert run["figures"]["decode"]["unit"] == "tokens/s" and run["figures"]["step 8"]["ratio"] > 0
     assert "process_peak" in written["runs"][0]["memory"]
     assert max(map(len, str(result).splitlines())) <= 80
+
+
+def test_answers_together_are_read_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or those that are not read would wait for room in their queues, of some three hundred tokens, and be timed waiting."""
+    stream, reading, ahead = mu.Model.stream, [], []
+
+    class Watched:
+        def __init__(self, inner: Any) -> None:
+            self.inner, self.read = inner, 0
+
+        def __enter__(self) -> Watched:
+            reading.append(self)
+            return self
+
+        def __exit__(self, *raised: Any) -> None:
+            reading.remove(self)
+            self.inner.close()
+
+        def __iter__(self) -> Iterator[Any]:
+            for piece in self.inner:
+                self.read += 1
+                ahead.append(self.read - min(one.read for one in reading))
+                yield piece
+
+    monkeypatch.setattr(mu.Model, "stream", lambda *args, **options: Watched(stream(*args, **options)))
+    mu.bench(make(tmp_path / "model", progress=False), threads=1, **SMALL)
+    assert max(ahead) == 1
 
 
 def test_a_drafter_is_measured_where_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

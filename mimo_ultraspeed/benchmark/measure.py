@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -181,15 +182,17 @@ class _Session:
         settings = self.settings
         prompts = [self._prompt(settings.prompt_tokens[0]) for _ in range(settings.batch)]
         began = time.perf_counter()
-        times = []
+        submitted: list[float] = []
+        times: list[list[float]] = [[] for _ in prompts]
         with ExitStack() as stack:
             streams = []
             for ids in prompts:
-                submitted = time.perf_counter()
-                stream = stack.enter_context(self.model.stream(ids, **_answer_options(settings.new_tokens)))
-                streams.append((submitted, stream))
-            for submitted, stream in streams:
-                times.append([submitted + piece.t for piece in stream if piece.token_ids])
+                submitted.append(time.perf_counter())
+                streams.append(stack.enter_context(self.model.stream(ids, **_answer_options(settings.new_tokens))))
+            for pieces in zip_longest(*streams):  # in turn: an answer that nobody reads waits when its queue is full
+                for begun, answer, piece in zip(submitted, times, pieces, strict=True):
+                    if piece is not None and piece.token_ids:
+                        answer.append(begun + piece.t)
         self.out.add("batch seconds", time.perf_counter() - began)
         self.out.add("batch", rate_together(times))
 
