@@ -107,6 +107,7 @@ NEED_CXX = (
     "cuda/host.c",
     "cuda/host_machine.c",
     "cuda/fake.c",
+    "cuda/fake_library.c",
     "cuda/fake_work.c",
     "cuda/trace.c",
 )

@@ -63,7 +63,8 @@ static int fake_error_name(int result, const char **text)
 
 static int fake_error_text(int result, const char **text)
 {
-    *text = result == 0 ? "no error" : "a test made this call fail";
+    const char *fault = fake.options.kernels != NULL ? fake.options.kernels->fault() : "";
+    *text = result == 0 ? "no error" : fault[0] != '\0' ? fault : "a test made this call fail";
     return 0;
 }
 
@@ -215,6 +216,8 @@ static void *take(size_t bytes)
     memset(block + HEADER, 0xff, bytes);
     fake.stats.live_bytes += bytes;
     fake.stats.live_blocks++;
+    if (fake.options.kernels != NULL)
+        fake.options.kernels->memory(block + HEADER, bytes, 1);
     return block + HEADER;
 }
 
@@ -229,6 +232,8 @@ static int give_back(void *memory)
     memcpy(&bytes, block, sizeof bytes);
     fake.stats.live_bytes -= bytes;
     fake.stats.live_blocks--;
+    if (fake.options.kernels != NULL)
+        fake.options.kernels->memory(memory, bytes, 0);
     mimo_free(block);
     return leave(0);
 }
@@ -317,7 +322,8 @@ static int fake_launch(void *function, unsigned grid_x, unsigned grid_y, unsigne
     ENTER();
     if (grid_y * grid_z * block_y * block_z != 1 || grid_x == 0 || block_x % 32 != 0)
         return leave(FAKE_INVALID_VALUE);
-    mimo_fake_work item = {.kind = WORK_LAUNCH, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
+    mimo_fake_work item = {
+        .kind = WORK_LAUNCH, .kernel = function, .ctas = grid_x, .threads = block_x, .bytes = shared_bytes};
     if (strcmp(item.kernel, "mimo_fill_values") == 0) {
         item.kind = WORK_VALUES;
         memcpy(&item.fill, parameters[0], sizeof item.fill);
@@ -341,7 +347,8 @@ static int fake_launch_together(void *function, unsigned grid_x, unsigned grid_y
 {
     (void)stream;
     ENTER();
-    mimo_fake_work item = {.kind = WORK_RESIDENT, .kernel = function, .ctas = grid_x, .bytes = shared_bytes};
+    mimo_fake_work item = {
+        .kind = WORK_RESIDENT, .kernel = function, .ctas = grid_x, .threads = block_x, .bytes = shared_bytes};
     const bool fits =
         grid_x <= fake.options.processors && grid_x <= MIMO_HOST_MOST_CTAS && shared_bytes <= MIMO_SM90_SHARED;
     if (grid_y * grid_z * block_y * block_z != 1 || !fits || block_x != MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM ||
@@ -362,7 +369,7 @@ static int run_queue(void)
     int result = 0;
     for (size_t i = 0; i < fake.queue.count && result == 0; i++) {
         fake.stats.launches += fake.queue.item[i].kind == WORK_LAUNCH || fake.queue.item[i].kind == WORK_RESIDENT;
-        result = mimo_fake_run(&fake.queue.item[i]);
+        result = mimo_fake_run(&fake.queue.item[i], fake.options.kernels);
     }
     return result;
 }

@@ -34,7 +34,17 @@ static int run_resident(const mimo_fake_work *item)
     return 0;
 }
 
-int mimo_fake_run(const mimo_fake_work *item)
+static int launch(mimo_fake_work *item, const mimo_cuda_fake_kernels *kernels)
+{
+    mimo_fake_resident *r = &item->resident;
+    void *resident[] = {&r->machine, &r->layout, &r->lost, &r->step, &r->end};
+    void *plain[] = {&item->state, &item->layer}, *fill[] = {&item->fill};
+    void **parameters = item->kind == WORK_RESIDENT ? resident : item->kind == WORK_VALUES ? fill : plain;
+    return kernels->launch(item->kernel, item->ctas, item->threads, (uint32_t)item->bytes, parameters,
+                           item->kind == WORK_RESIDENT);
+}
+
+int mimo_fake_run(mimo_fake_work *item, const mimo_cuda_fake_kernels *kernels)
 {
     if (item->kind == WORK_COPY) {
         memcpy(item->to, item->from, item->bytes);
@@ -48,6 +58,8 @@ int mimo_fake_run(const mimo_fake_work *item)
         *(double *)item->to = 1e3 * mimo_clock_seconds();
         return 0;
     }
+    if (kernels != NULL)
+        return launch(item, kernels);
     if (item->kind == WORK_VALUES) {
         mimo_fill_host_run(&item->fill, item->ctas);
         return 0;

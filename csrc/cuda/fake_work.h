@@ -2,6 +2,7 @@
 #ifndef MIMO_CUDA_FAKE_WORK_H
 #define MIMO_CUDA_FAKE_WORK_H
 
+#include "cuda/fake.h"
 #include "cuda/launch.h"
 #include "cuda/mail.h"
 #include "cuda/op/fill.h"
@@ -37,10 +38,10 @@ typedef struct mimo_fake_work {
         mimo_fake_resident resident;
         mimo_fill fill;
     };
-    uint32_t layer, ctas;
+    uint32_t layer, ctas, threads; /* threads of a CTA */
 } mimo_fake_work;
 
-/* Does it; a result of the driver. */
-int mimo_fake_run(const mimo_fake_work *item);
+/* Does it, with a test's kernels or (NULL) the host's; a result of the driver. */
+int mimo_fake_run(mimo_fake_work *item, const mimo_cuda_fake_kernels *kernels);
 
 #endif

@@ -2,30 +2,43 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "cuda/fake.h"
+#include "cuda/fake_library.h"
 #include "cuda/trace.h"
 #include "engine/state.h"
 #include "python/module.h"
 #include "python/probe.h"
 
+/* The libraries of kernels that tests have brought: the one in use. */
+static mimo_cuda_fake_library library;
+
 static PyObject *cuda_fake(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"memory",  "processors",  "devices",       "init_result", "module_result",
-                            "fail_at", "fail_result", "fail_for_good", NULL};
+    static char *names[] = {"memory",      "processors",    "devices", "init_result", "module_result", "fail_at",
+                            "fail_result", "fail_for_good", "kernels", "seed",        "races",         NULL};
     mimo_cuda_fake_options o = {0};
-    unsigned long long memory = 0, fail_at = 0;
+    unsigned long long memory = 0, fail_at = 0, seed = 0;
     unsigned int processors = 3, devices = 1;
-    int for_good = 0;
+    int for_good = 0, races = 0;
+    const char *path = NULL;
     o.fail_result = 700;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$KIIiiKip:cuda_fake", names, &memory, &processors, &devices,
-                                     &o.init_result, &o.module_result, &fail_at, &o.fail_result, &for_good))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$KIIiiKipzKp:cuda_fake", names, &memory, &processors, &devices,
+                                     &o.init_result, &o.module_result, &fail_at, &o.fail_result, &for_good, &path,
+                                     &seed, &races))
         return NULL;
     o.memory = memory;
     o.processors = processors;
     o.devices = devices;
     o.fail_at = fail_at;
     o.fail_for_good = for_good != 0;
+    if (path != NULL) {
+        mimo_error err = {0};
+        mimo_cuda_fake_use(NULL); /* who still runs kernels of the one before ends */
+        if (mimo_cuda_fake_library_open(&library, path, &err) != MIMO_OK)
+            return mimo_python_raise(&err);
+        library.set(seed, races);
+        o.kernels = &library.kernels;
+    }
     mimo_cuda_fake_use(memory > 0 ? &o : NULL);
     Py_RETURN_NONE;
 }
@@ -35,9 +48,13 @@ static PyObject *cuda_fake_stats(PyObject *self, PyObject *unused)
     (void)self;
     (void)unused;
     const mimo_cuda_fake_stats s = mimo_cuda_fake_read_stats();
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK}", "calls", s.calls, "launches", s.launches, "graphs", s.graphs,
-                         "copied_in", s.copied_in, "copied_out", s.copied_out, "live_bytes", s.live_bytes,
-                         "live_blocks", s.live_blocks, "live_handles", s.live_handles);
+    uint64_t counts[3] = {0};
+    if (library.counts != NULL)
+        library.counts(counts);
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK}", "calls", s.calls, "launches", s.launches, "graphs",
+                         s.graphs, "copied_in", s.copied_in, "copied_out", s.copied_out, "live_bytes", s.live_bytes,
+                         "live_blocks", s.live_blocks, "live_handles", s.live_handles, "switches", counts[0], "copies",
+                         counts[1], "held", counts[2]);
 }
 
 static mimo_backend *loaded_backend(PyObject *object)
@@ -124,8 +141,12 @@ static PyObject *cuda_break(PyObject *self, PyObject *args)
 PyMethodDef mimo_probe_device_methods[] = {
     {"cuda_fake", (PyCFunction)(void (*)(void))cuda_fake, METH_VARARGS | METH_KEYWORDS,
      "cuda_fake(*, memory=0, processors=3, devices=1, init_result=0, module_result=0, fail_at=0, fail_result=700, "
-     "fail_for_good=False)\n--\n\nA driver of the host in the place of CUDA's; memory=0: the system's again."},
-    {"cuda_fake_stats", (PyCFunction)cuda_fake_stats, METH_NOARGS, "cuda_fake_stats()\n--\n\nWhat it counted."},
+     "fail_for_good=False, kernels=None, seed=0, races=False)\n--\n\nA driver of the host in the place of CUDA's; "
+     "memory=0: the system's again. kernels: a library (tests/ptx) that runs the kernels in the place of the host's "
+     "templates, in an order drawn from the seed, and looks for races if it is told to."},
+    {"cuda_fake_stats", (PyCFunction)cuda_fake_stats, METH_NOARGS,
+     "cuda_fake_stats()\n--\n\nWhat it counted; of a library's kernels switches between threads, copies in bulk and "
+     "accesses held against races."},
     {"cuda_trace", (PyCFunction)cuda_trace, METH_VARARGS,
      "cuda_trace(engine, tokens, stop, slot)\n--\n\nThe rows of a slot after `stop` operations of a step."},
     {"cuda_skip", cuda_skip, METH_VARARGS,
