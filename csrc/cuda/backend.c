@@ -158,7 +158,7 @@ static mimo_status plan_resident(mimo_cuda *cuda, mimo_cuda_paged *paged, mimo_e
                               draft = {&cuda->drafter.plan, &cuda->drafter.model};
     cuda->target.model.paged = cuda->drafter.model.paged = true;
     MIMO_TRY(mimo_resident_plan(cuda->resident, &target, cuda->drafter.model.config != NULL ? &draft : NULL, &gpu,
-                                cuda->max_context, err));
+                                cuda->max_context, cuda->exact, err));
     *paged =
         (mimo_cuda_paged){{cuda->resident->page_bytes[0], cuda->resident->page_bytes[1]}, cuda->resident->work_bytes};
     return MIMO_OK;

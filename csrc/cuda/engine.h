@@ -88,7 +88,10 @@ MIMO_BODY_HERE void mimo_engine_run(const Team &team, Ring &ring, const mimo_til
     case MIMO_TILE_EMBED:
         return mimo_tile_embed(team, m, task);
     case MIMO_TILE_PROJECT:
-        return mimo_tile_project(team, m, task, ring);
+    case MIMO_TILE_EXPERT_UP:
+    case MIMO_TILE_EXPERT_DOWN:
+    case MIMO_TILE_DENSE_UP:
+        return mimo_tile_multiply(team, m, task, ring);
     case MIMO_TILE_REDUCE:
         return mimo_tile_reduce(team, m, task);
     case MIMO_TILE_HEADS:
@@ -99,12 +102,6 @@ MIMO_BODY_HERE void mimo_engine_run(const Team &team, Ring &ring, const mimo_til
         return mimo_tile_merge(team, m, task);
     case MIMO_TILE_CHOOSE:
         return mimo_tile_choose(team, m, task);
-    case MIMO_TILE_EXPERT_UP:
-        return mimo_tile_expert_up(team, m, task, ring);
-    case MIMO_TILE_EXPERT_DOWN:
-        return mimo_tile_expert_down(team, m, task, ring);
-    case MIMO_TILE_DENSE_UP:
-        return mimo_tile_dense_up(team, m, task, ring);
     case MIMO_TILE_SAMPLE:
         return mimo_tile_sample(team, m, task);
     case MIMO_TILE_ACCEPT:

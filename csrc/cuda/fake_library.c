@@ -17,9 +17,9 @@ mimo_status mimo_cuda_fake_library_open(mimo_cuda_fake_library *library, const c
     if (handle == NULL)
         return MIMO_FAIL(err, MIMO_ERR_VALUE, "kernels: %s", dlerror());
     *library = (mimo_cuda_fake_library){.handle = handle};
-    if (!find(handle, &library->kernels.memory, "ptx_memory") || !find(handle, &library->kernels.launch, "ptx_launch") ||
-        !find(handle, &library->kernels.fault, "ptx_fault") || !find(handle, &library->set, "ptx_set") ||
-        !find(handle, &library->counts, "ptx_counts"))
+    if (!find(handle, &library->kernels.memory, "ptx_memory") ||
+        !find(handle, &library->kernels.launch, "ptx_launch") || !find(handle, &library->kernels.fault, "ptx_fault") ||
+        !find(handle, &library->set, "ptx_set") || !find(handle, &library->counts, "ptx_counts"))
         return MIMO_FAIL(err, MIMO_ERR_VALUE, "kernels: %s: expected a library made by tests/ptx", path);
     return MIMO_OK;
 }

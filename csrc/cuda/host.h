@@ -45,11 +45,8 @@ void mimo_cuda_host_close(mimo_cuda_host *host);
 void mimo_cuda_host_run(mimo_cuda_host *host, const mimo_op *op, uint32_t tile, bool split);
 /* y [T, rows] = w x [T, x_stride]; T <= MIMO_CUDA_ROWS. (host_run.cc) */
 void mimo_cuda_host_gemv(float *y, const mimo_cuda_matrix *w, const float *x, size_t x_stride, uint32_t T);
-/* What tensor cores are fed with. codes: eight E2M1. (host_run.cc) */
-void mimo_cuda_host_bf16(uint16_t out[8], uint32_t codes);
-void mimo_cuda_host_e4m3(uint8_t out[8], uint32_t codes, uint32_t fold);
-/* codes: eight E4M3. (host_run.cc) */
-void mimo_cuda_host_e4m3_bf16(uint16_t out[8], const uint8_t codes[8]);
+/* One unit of a page (page.h) as floats, [MIMO_PAGE_UNIT, k]. (host_run.cc) */
+void mimo_cuda_host_unit(float *out, uint32_t format, const uint8_t *page, uint32_t units, uint32_t unit, uint32_t k);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@
 
 #include "base/alloc.h"
 #include "base/size.h"
+#include "cuda/page.h"
 #include "cuda/pages.h"
 
 static const uint64_t patience = 60u * (uint64_t)1000000000u;
@@ -140,6 +141,14 @@ static mimo_status open_steps(mimo_host_machine *host, const mimo_cuda_host *tar
     return MIMO_OK;
 }
 
+static mimo_status open_operand(mimo_host_machine *host, mimo_tile_operand *out, size_t rows, size_t width,
+                                mimo_error *err)
+{
+    out->stride = mimo_round_up(width, MIMO_PAGE_BLOCK);
+    out->part = rows * out->stride;
+    return take(host, &out->at, host->machine.parts * out->part, sizeof *out->at, err);
+}
+
 /* biased: logits of a slot with a Markov head, 0 without one. */
 static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *target, size_t biased, mimo_error *err)
 {
@@ -154,8 +163,11 @@ static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *tar
     m->columns = q->columns;
     m->pieces = (uint32_t)mimo_ceil_div(c->hidden, q->columns);
     m->spans = q->spans;
+    m->parts = MIMO_TILE_EXACT_PARTS;
     MIMO_TRY(take(host, &m->counter, q->counters, sizeof *m->counter, err));
-    MIMO_TRY(take(host, &m->n, MIMO_TILE_TOKENS * target->state.work.x_stride, sizeof(float), err));
+    MIMO_TRY(open_operand(host, &m->n, MIMO_TILE_TOKENS, c->hidden, err));
+    MIMO_TRY(open_operand(host, &m->a, MIMO_TILE_TOKENS, q->a_width, err));
+    MIMO_TRY(open_operand(host, &m->u, MIMO_TILE_TOKENS * (size_t)mimo_max(1, c->top_k), q->u_width, err));
     MIMO_TRY(take(host, &m->squares, MIMO_TILE_TOKENS * (size_t)m->pieces, sizeof(float), err));
     MIMO_TRY(take(host, &m->p, q->partial_floats, sizeof(float), err));
     /* Four floats a head beyond the values, where the queues count two. */

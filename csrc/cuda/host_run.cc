@@ -2,6 +2,7 @@
 #include "cuda/host.h"
 
 #include "cuda/op/bodies.h"
+#include "cuda/tile/multiply.h"
 
 namespace
 {
@@ -57,6 +58,21 @@ void draft_context(const team_type &team, const mimo_cuda_state &s, uint32_t til
             mimo_cuda_draft_context(team, s, layer, head - N, first, count);
         });
     }
+}
+
+template <uint32_t format>
+void unpack(float *out, const uint8_t *page, uint32_t units, uint32_t unit, uint32_t k)
+{
+    const uint32_t blocks = k / MIMO_PAGE_BLOCK;
+    const uint8_t *scales = page + mimo_page_scales(format, units, k);
+    for (uint32_t b = 0; b < blocks; b++)
+        for (uint32_t i = 0; i < 2 * MIMO_LANES; i++) {
+            const uint32_t lane = i / 2, upper = i % 2, g = lane / 4, c = lane % 4;
+            const uint8_t *block = page + (unit * blocks + b) * (size_t)mimo_page_block_bytes(format);
+            const uint32_t at = mimo_page_scale(format, unit, b, k);
+            mimo_tile_group<format>(out + (g + 8 * upper) * (size_t)k + b * MIMO_PAGE_BLOCK + c * MIMO_PAGE_GROUP, block,
+                                    lane, upper, mimo_tile_group_scale<format>(scales, at, g, upper));
+        }
 }
 
 } // namespace
@@ -130,30 +146,16 @@ void mimo_cuda_host_gemv(float *y, const mimo_cuda_matrix *w, const float *x, si
                       [&](uint32_t o, uint32_t t, float value) { y[(size_t)t * w->rows + o] = value; });
 }
 
-void mimo_cuda_host_bf16(uint16_t out[8], uint32_t codes)
+void mimo_cuda_host_unit(float *out, uint32_t format, const uint8_t *page, uint32_t units, uint32_t unit, uint32_t k)
 {
-    for (uint32_t n = 0; n < 4; n++) {
-        const uint32_t pair = mimo_cuda_e2m1_bf16x2(codes, n);
-        out[n] = (uint16_t)pair;
-        out[n + 4] = (uint16_t)(pair >> 16);
-    }
-}
-
-void mimo_cuda_host_e4m3(uint8_t out[8], uint32_t codes, uint32_t fold)
-{
-    uint32_t words[2];
-    mimo_cuda_e2m1_e4m3x8(words, codes, fold);
-    for (uint32_t i = 0; i < 8; i++)
-        out[i] = (uint8_t)(words[i / 4] >> 8 * (i % 4));
-}
-
-void mimo_cuda_host_e4m3_bf16(uint16_t out[8], const uint8_t codes[8])
-{
-    mimo_words2 words;
-    memcpy(&words, codes, sizeof words);
-    for (uint32_t n = 0; n < 4; n++) {
-        const uint32_t pair = mimo_cuda_e4m3_bf16x2(words, n);
-        out[n] = (uint16_t)pair;
-        out[n + 4] = (uint16_t)(pair >> 16);
+    switch (format) {
+    case MIMO_FORMAT_F32:
+        return unpack<MIMO_FORMAT_F32>(out, page, units, unit, k);
+    case MIMO_FORMAT_BF16:
+        return unpack<MIMO_FORMAT_BF16>(out, page, units, unit, k);
+    case MIMO_FORMAT_FP8:
+        return unpack<MIMO_FORMAT_FP8>(out, page, units, unit, k);
+    default:
+        return unpack<MIMO_FORMAT_MXFP4>(out, page, units, unit, k);
     }
 }

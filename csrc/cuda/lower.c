@@ -77,6 +77,11 @@ static void keep_largest(uint64_t *largest, uint64_t value)
     *largest = mimo_max(*largest, value);
 }
 
+static void keep_widest(uint32_t *widest, uint32_t value)
+{
+    *widest = (uint32_t)mimo_max(*widest, value);
+}
+
 static mimo_tile_shape *shape_of(lowering *b)
 {
     return &b->q->shape[b->common.tape][b->common.op];
@@ -137,6 +142,7 @@ static void lower_dense_up(lowering *b, uint32_t H, uint32_t F)
     mimo_pick_matrix(shape_of(b), &m, b->gpu, &b->q->shared);
     lower_tiles(b, MIMO_TILE_DENSE_UP, &m);
     keep_largest(&b->q->u_elements, (uint64_t)T * F);
+    keep_widest(&b->q->u_width, F);
 }
 
 static mimo_tile_task begin_expert_stage(lowering *b, mimo_tile_kind kind)
@@ -166,6 +172,7 @@ static void lower_expert_up(lowering *b, const uint32_t *dim)
     }
     end_stage(b);
     keep_largest(&b->q->u_elements, (uint64_t)T * K * F);
+    keep_widest(&b->q->u_width, F);
 }
 
 static void lower_expert_down(lowering *b, const uint32_t *dim)
@@ -288,6 +295,7 @@ static void lower_attention(lowering *b, const uint32_t *dim)
         }
     end_stage(b);
     keep_largest(&b->q->a_elements, (uint64_t)T * N * Dv);
+    keep_widest(&b->q->a_width, N * Dv);
     if (splits == 1)
         return;
     lower_rows(b, MIMO_TILE_MERGE, 0, T, N, (uint32_t)mimo_ceil_div(N * T, b->q->sms), splits);

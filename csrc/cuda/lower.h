@@ -35,6 +35,7 @@ typedef struct mimo_queues {
     uint32_t columns;                            /* of H in an EMBED or REDUCE task but the last of a row */
     uint64_t partial_floats, attend_floats;      /* largest P and S */
     uint64_t u_elements, a_elements, q_elements; /* largest U, A and Q */
+    uint32_t u_width, a_width;                   /* widest rows of U and A */
 } mimo_queues;
 
 /* Parts of a round, in their order, one bit each. */

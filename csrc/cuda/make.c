@@ -91,7 +91,8 @@ static void fill_pages(maker *m, uint32_t tape, uint32_t op)
         return;
     fill.bytes = fill.room = shape->page_bytes - elements;
     fill.kind = format == MIMO_FORMAT_MXFP4 ? MIMO_FILL_MXSCALE : MIMO_FILL_FP8SCALE;
-    fill.size = format == MIMO_FORMAT_MXFP4 ? deviation / 2.93f : deviation / 0.6f;
+    /* bytes of MXFP4's scales are more on a page than elsewhere */
+    fill.size = format == MIMO_FORMAT_MXFP4 ? ldexpf(deviation / 2.93f, MIMO_PAGE_MXFP4_BIAS) : deviation / 0.6f;
     queue(m, address(to + elements), fill);
 }
 

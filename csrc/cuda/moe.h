@@ -12,6 +12,7 @@ typedef struct mimo_moe {
     uint32_t experts;                     /* distinct ones */
     uint16_t expert[MIMO_MOE_ENTRIES];    /* [experts] ascending */
     uint16_t begin[MIMO_MOE_ENTRIES + 1]; /* [experts + 1] entries of expert[i]: begin[i] .. begin[i + 1] - 1 */
+    uint8_t mask[MIMO_MOE_ENTRIES];       /* [experts] rows that chose expert[i], one bit each */
     uint8_t row[MIMO_MOE_ENTRIES];        /* [entries] */
     float weight[MIMO_MOE_ENTRIES];       /* [entries] */
     /* What it is sorted from: experts of each row, ascending, with their weights. */
@@ -34,11 +35,12 @@ MIMO_ANYWHERE void mimo_moe_place(mimo_moe *moe, uint32_t entries, uint32_t K, u
 {
     const uint16_t *chosen = moe->chosen;
     const uint8_t *first = moe->first;
-    uint32_t at = 0, index = 0, larger = 0;
+    uint32_t at = 0, index = 0, larger = 0, mask = 0;
     for (uint32_t j = 0; j < entries; j++) {
         at += chosen[j] < chosen[i] || (chosen[j] == chosen[i] && j < i);
         index += chosen[j] < chosen[i] && first[j];
         larger += chosen[j] > chosen[i];
+        mask |= (uint32_t)(chosen[j] == chosen[i]) << j / K;
     }
     moe->row[at] = (uint8_t)(i / K);
     moe->weight[at] = moe->share[i];
@@ -46,6 +48,7 @@ MIMO_ANYWHERE void mimo_moe_place(mimo_moe *moe, uint32_t entries, uint32_t K, u
         return;
     moe->expert[index] = chosen[i];
     moe->begin[index] = (uint16_t)at;
+    moe->mask[index] = (uint8_t)mask;
     if (larger == 0) {
         moe->experts = index + 1;
         moe->begin[index + 1] = (uint16_t)entries;

@@ -3,9 +3,13 @@
  *
  * A unit is 16 rows, a block 32 elements of K. In a unit and block, lane 4 g + c has the eight elements 8 c .. 8 c + 7
  * of row g, and of row g + 8 (its upper half): a group. That is the A fragment of two m16n8k16 tensor core operations
- * with K in the order 0 4 1 5 2 6 3 7 of each group, which is also the order in which BF16 elements lie in it; those of
- * the other formats lie as published. A unit of gate and up is 8 rows of gate, then the same 8 rows of up: a lane has
- * both. Scales come after all groups: MXFP4 16 a unit and block, FP8 2 (rows 0 .. 7, rows 8 .. 15) a unit and 128
+ * with K in the order 0 4 1 5 2 6 3 7 of each group (mimo_page_place): a register of it holds elements n and n + 4.
+ * BF16 elements lie as these registers do; codes of FP8 and MXFP4 so that few operations make them (op/decode.h). A
+ * unit of gate and up is 8 rows of gate, then the same 8 rows of up: a lane has both.
+ *
+ * Scales come after all groups. MXFP4: 16 bytes a unit and block, of rows g and g + 8 side by side; a byte is the
+ * exponent of a BF16 that makes a code (times 2^-126) its weight times 2^-40. So weights below 2^-92 lose bits, those
+ * below 2^-93 count as nothing, and scales go up to 2^41. FP8: two floats (rows 0 .. 7, rows 8 .. 15) a unit and 128
  * elements. */
 #ifndef MIMO_CUDA_PAGE_H
 #define MIMO_CUDA_PAGE_H
@@ -18,6 +22,30 @@
 
 enum { MIMO_PAGE_UNIT = 16, MIMO_PAGE_BLOCK = 32, MIMO_PAGE_GROUP = 8, MIMO_PAGE_TILE = 128 };
 
+enum {
+    MIMO_PAGE_MXFP4_BIAS = 86,  /* what is added to an E8M0 code: 126 for the code's own factor, less 40 */
+    MIMO_PAGE_MXFP4_MOST = 168, /* the largest E8M0 code */
+};
+#define MIMO_PAGE_MXFP4_UNDO 0x1p40f
+
+/* Where element i of a group of eight lies: 0 4 1 5 2 6 3 7. */
+static inline MIMO_HD uint32_t mimo_page_place(uint32_t i)
+{
+    return i % 4 * 2 + i / 4;
+}
+
+/* Eight E2M1 codes, the first in the low nibble, as they lie in a group: four codes a half, each of whose bits
+ * (mantissa, exponent, sign) has its place. */
+static inline uint32_t mimo_page_codes(uint32_t codes)
+{
+    static const uint8_t place[4][4] = {{6, 7, 8, 15}, {1, 2, 3, 10}, {12, 13, 14, 11}, {0, 4, 5, 9}};
+    uint32_t word = 0;
+    for (uint32_t i = 0; i < MIMO_PAGE_GROUP; i++)
+        for (uint32_t bit = 0; bit < 4; bit++)
+            word |= (codes >> (4 * i + bit) & 1) << (place[i % 4][bit] + i / 4 * 16);
+    return word;
+}
+
 /* Bytes of one unit and block without scales. */
 static inline MIMO_HD uint32_t mimo_page_block_bytes(uint32_t format)
 {
@@ -25,14 +53,15 @@ static inline MIMO_HD uint32_t mimo_page_block_bytes(uint32_t format)
     return bytes[format];
 }
 
-/* Where a lane's group begins in a unit and block; `part` 0 or 1 of F32, whose groups are in two pieces. */
+/* Where a lane's group begins in a unit and block. Of F32 a `part`, 0 or 1, of four elements; of BF16 a part, 0 .. 3,
+ * of elements `part` and `part` + 4; 0 of the others, which are in one piece. */
 static inline MIMO_HD uint32_t mimo_page_group(uint32_t format, uint32_t lane, uint32_t upper, uint32_t part)
 {
     switch (format) {
     case MIMO_FORMAT_F32:
         return ((2 * upper + part) * 32 + lane) * 16;
     case MIMO_FORMAT_BF16:
-        return (upper * 32 + lane) * 16;
+        return (part / 2 * 32 + lane) * 16 + (part % 2 * 2 + upper) * 4;
     case MIMO_FORMAT_FP8:
         return lane * 16 + upper * 8;
     default:
@@ -46,7 +75,7 @@ static inline MIMO_HD uint32_t mimo_page_scales(uint32_t format, uint32_t units,
     return units * (k / MIMO_PAGE_BLOCK) * mimo_page_block_bytes(format);
 }
 
-/* and how many of them go before those of a unit and block. */
+/* and how many of them go before those of a unit and block; MXFP4: of row g and, next to it, g + 8 of 2 g more. */
 static inline MIMO_HD uint32_t mimo_page_scale(uint32_t format, uint32_t unit, uint32_t block, uint32_t k)
 {
     if (format == MIMO_FORMAT_MXFP4)

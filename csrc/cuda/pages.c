@@ -44,17 +44,22 @@ static void pack_group(uint8_t *block, uint32_t format, uint32_t lane, uint32_t 
         return;
     memcpy(group, row + mimo_format_row_bytes((mimo_format)format, k),
            mimo_format_row_bytes((mimo_format)format, columns));
+    uint8_t *to = block + mimo_page_group(format, lane, upper, 0);
     if (format == MIMO_FORMAT_BF16) {
-        static const uint8_t order[MIMO_PAGE_GROUP] = {0, 4, 1, 5, 2, 6, 3, 7};
-        uint16_t *to = (uint16_t *)(void *)(block + mimo_page_group(format, lane, upper, 0));
-        for (int i = 0; i < MIMO_PAGE_GROUP; i++)
-            memcpy(to + i, group + 2 * order[i], 2);
+        for (uint32_t i = 0; i < MIMO_PAGE_GROUP; i++)
+            memcpy(block + mimo_page_group(format, lane, upper, i % 4) + i / 4 * 2, group + 2 * i, 2);
     } else if (format == MIMO_FORMAT_F32) {
-        memcpy(block + mimo_page_group(format, lane, upper, 0), group, 16);
+        memcpy(to, group, 16);
         memcpy(block + mimo_page_group(format, lane, upper, 1), group + 16, 16);
+    } else if (format == MIMO_FORMAT_FP8) {
+        static const uint8_t order[MIMO_PAGE_GROUP] = {1, 0, 5, 4, 3, 2, 7, 6};
+        for (uint32_t i = 0; i < MIMO_PAGE_GROUP; i++)
+            to[i] = group[order[i]];
     } else {
-        memcpy(block + mimo_page_group(format, lane, upper, 0), group,
-               mimo_format_row_bytes((mimo_format)format, MIMO_PAGE_GROUP));
+        uint32_t codes;
+        memcpy(&codes, group, sizeof codes);
+        codes = mimo_page_codes(codes);
+        memcpy(to, &codes, sizeof codes);
     }
 }
 
@@ -91,9 +96,15 @@ static mimo_status pack_row(const packer *p, uint8_t *page, uint32_t unit, uint3
         for (uint32_t c = 0; c < MIMO_PAGE_BLOCK / MIMO_PAGE_GROUP; c++)
             pack_group(page + (unit * blocks + b) * (size_t)bytes, p->format, 4 * (at % 8) + c, at / 8, data,
                        first + c * MIMO_PAGE_GROUP, end);
-        if (p->format == MIMO_FORMAT_MXFP4 && first < end)
-            scales[mimo_page_scale(p->format, unit, b, p->shape->k_page) + at] =
-                ((const uint8_t *)w->scales)[row * (size_t)(p->cols / 32) + first / 32];
+        if (p->format == MIMO_FORMAT_MXFP4 && first < end) {
+            const uint8_t code = ((const uint8_t *)w->scales)[row * (size_t)(p->cols / 32) + first / 32];
+            if (code > MIMO_PAGE_MXFP4_MOST)
+                return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
+                                 "CUDA: row %u of a matrix of %u rows: expected E8M0 scales up to %d (2^41), found %u",
+                                 row, w->rows, MIMO_PAGE_MXFP4_MOST, code);
+            scales[mimo_page_scale(p->format, unit, b, p->shape->k_page) + 2 * (at % 8) + at / 8] =
+                (uint8_t)(code + MIMO_PAGE_MXFP4_BIAS);
+        }
     }
     return p->format == MIMO_FORMAT_FP8 ? pack_fp8_scale(p, scales, unit, at, row, w, k, err) : MIMO_OK;
 }

@@ -45,7 +45,9 @@ uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k)
 
 mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, uint32_t fixed, mimo_error *err)
 {
-    const uint64_t activations = round_up(T * MIMO_ACTIVATION_BYTES * widest, PAGE_UNIT);
+    /* In the exact precision a row is three, which need not be all there at once. */
+    const uint32_t all = mimo_pick_activations(T, widest), exact = mimo_pick_activations(3 * T, MIMO_TILE_UNIT);
+    const uint64_t activations = round_up((uint32_t)mimo_max(all, exact), PAGE_UNIT);
     const uint64_t least = fixed + activations + MIMO_RING_LEAST * MIMO_RING_PAGE;
     if (gpu->shared_bytes < least)
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
@@ -113,8 +115,7 @@ void mimo_pick_matrix(mimo_tile_shape *out, const mimo_tile_matrix *matrix, cons
         for (uint32_t splits = 1; splits <= most; splits++) {
             const uint32_t k_split = splits == 1 ? matrix->K : round_up(ceil_div(matrix->K, splits), K_UNIT);
             mimo_tile_shape shape;
-            if ((uint64_t)k_split * T * MIMO_ACTIVATION_BYTES > shared->activation_bytes ||
-                !cut(&shape, matrix, rows, k_split))
+            if (mimo_pick_activations(T, k_split) > shared->activation_bytes || !cut(&shape, matrix, rows, k_split))
                 continue;
             const uint64_t cost = matrix_cost(&shape, matrix, gpu);
             if (cost < best) {

@@ -11,7 +11,7 @@
 
 enum {
     MIMO_RING_LEAST = 4,          /* pages: fewer would not hide the latency of memory */
-    MIMO_ACTIVATION_BYTES = 2,    /* of an element of N, A or U as tiles read it from shared memory: BF16 */
+    MIMO_ACTIVATION_BYTES = 2,    /* of an element of N, A or U as tiles read it: BF16 */
     MIMO_ATTEND_FEW_CHUNKS = 4,   /* windows of so many chunks or less are not split */
     MIMO_ATTEND_MOST_SPLITS = 128 /* partial sums are merged by one task a head and row */
 };
@@ -50,6 +50,12 @@ typedef struct mimo_tile_shape {
 
 /* Bytes of rows by k elements with their scales: FP8 has two F32 scales per 16 rows and 128 elements (page.h). */
 uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k);
+
+/* Bytes of `rows` rows of activations of k elements in shared memory: rows lie in different banks (sm90/near.h). */
+static inline uint32_t mimo_pick_activations(uint32_t rows, uint32_t k)
+{
+    return rows * ((MIMO_ACTIVATION_BYTES * k + 127) / 128 * 128 + 64);
+}
 
 /* Shared memory for tasks whose unsplit K is at most `widest`, beside `fixed` bytes (cuda/launch.h);
  * MIMO_ERR_UNSUPPORTED if no ring is left. */

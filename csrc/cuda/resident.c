@@ -5,6 +5,7 @@
 #include "base/alloc.h"
 #include "base/size.h"
 #include "cuda/launch.h"
+#include "cuda/page.h"
 
 static const uint32_t parts_of[MIMO_RESIDENT_PROGRAMS] = {
     [MIMO_RESIDENT_ROUND] = MIMO_PARTS_ROUND,
@@ -102,15 +103,33 @@ static bool has_markov(const mimo_resident *r)
 
 /* Where things are on the device. */
 typedef struct work_places {
-    uint64_t zeros, zero_bytes; /* counters of all programs, rounds, steps, the record of who was lost */
+    uint64_t zeros, zero_bytes; /* counters of all programs, rounds, steps, the record of who was lost, operands */
     uint64_t counter[MIMO_RESIDENT_PROGRAMS], round, no_round, lost, steps;
     uint64_t begin[MIMO_RESIDENT_PROGRAMS], task[MIMO_RESIDENT_PROGRAMS], pages[2], drafted;
-    uint64_t token, n, squares, p, s, moe, best, biased;
+    uint64_t token, n, a, u, squares, p, s, moe, best, biased;
 } work_places;
 
 static uint32_t pieces_of(const mimo_resident *r)
 {
     return (uint32_t)mimo_ceil_div(r->tape[MIMO_TAPE_TARGET].config->hidden, whole(r)->columns);
+}
+
+/* Rows of up to `width` elements, [rows, stride] of each part. */
+static mimo_tile_operand operand_of(uint64_t at, size_t rows, size_t width)
+{
+    const size_t stride = mimo_round_up(width, MIMO_PAGE_BLOCK);
+    return (mimo_tile_operand){(uint16_t *)(uintptr_t)at, stride, rows * stride};
+}
+
+static uint64_t place_operand(const mimo_resident *r, mimo_carver *carver, size_t rows, size_t width)
+{
+    return mimo_carve(carver, r->parts, operand_of(0, rows, width).part * sizeof(uint16_t));
+}
+
+/* Rows of U. */
+static size_t entries_of(const mimo_resident *r)
+{
+    return MIMO_TILE_TOKENS * (size_t)mimo_max(1, r->tape[MIMO_TAPE_TARGET].config->top_k);
 }
 
 static void place_work(const mimo_resident *r, mimo_carver *carver, work_places *w)
@@ -124,6 +143,9 @@ static void place_work(const mimo_resident *r, mimo_carver *carver, work_places 
     w->no_round = mimo_carve(carver, 1, sizeof(mimo_tile_round));
     w->lost = mimo_carve(carver, 1, sizeof(mimo_mail_lost));
     w->steps = mimo_carve(carver, 3, sizeof(mimo_cuda_step));
+    w->n = place_operand(r, carver, T, H);
+    w->a = place_operand(r, carver, T, q->a_width);
+    w->u = place_operand(r, carver, entries_of(r), q->u_width);
     w->zero_bytes = carver->base + carver->used - w->zeros;
     for (uint32_t i = 0; i < MIMO_RESIDENT_PROGRAMS; i++) {
         w->begin[i] = mimo_carve(carver, r->queues[i].sms + (uint64_t)1, sizeof(uint32_t));
@@ -133,7 +155,6 @@ static void place_work(const mimo_resident *r, mimo_carver *carver, work_places 
         w->pages[tape] = mimo_carve(carver, r->model[tape].plan != NULL ? r->model[tape].plan->count : 0, 8);
     w->drafted = mimo_carve(carver, r->has_draft ? r->tape[MIMO_TAPE_DRAFT].config->vocab : 0, sizeof(uint32_t));
     w->token = mimo_carve(carver, r->positions, sizeof(uint32_t));
-    w->n = mimo_carve(carver, T * mimo_round_up(H, MIMO_CUDA_UNIT), sizeof(float));
     w->squares = mimo_carve(carver, T * pieces_of(r), sizeof(float));
     w->p = mimo_carve(carver, q->partial_floats, sizeof(float));
     w->s = mimo_carve(carver, q->attend_floats, 2 * sizeof(float)); /* rows of Dv + 4, where the queues count Dv + 2 */
@@ -167,9 +188,10 @@ static mimo_status lower_programs(mimo_resident *r, mimo_error *err)
 }
 
 mimo_status mimo_resident_plan(mimo_resident *r, const mimo_resident_model *target, const mimo_resident_model *draft,
-                               const mimo_gpu *gpu, uint32_t positions, mimo_error *err)
+                               const mimo_gpu *gpu, uint32_t positions, bool exact, mimo_error *err)
 {
     *r = (mimo_resident){.gpu = *gpu, .positions = positions, .has_draft = draft != NULL, .patience = usual_patience};
+    r->parts = exact ? MIMO_TILE_EXACT_PARTS : 1;
     MIMO_TRY(plan_tape(r, MIMO_TAPE_TARGET, target, err));
     if (draft != NULL)
         MIMO_TRY(plan_tape(r, MIMO_TAPE_DRAFT, draft, err));
@@ -201,7 +223,10 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
                              .sample_span = mimo_pick_span(target->config->vocab, &r->gpu),
                              .spans = all->spans,
                              .counter = address(w->counter[program]),
-                             .n = address(w->n),
+                             .parts = r->parts,
+                             .n = operand_of(w->n, MIMO_TILE_TOKENS, target->config->hidden),
+                             .a = operand_of(w->a, MIMO_TILE_TOKENS, all->a_width),
+                             .u = operand_of(w->u, entries_of(r), all->u_width),
                              .squares = address(w->squares),
                              .p = address(w->p),
                              .s = address(w->s),

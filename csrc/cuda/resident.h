@@ -59,15 +59,17 @@ typedef struct mimo_resident {
     mimo_resident_program running; /* launched last */
     uint32_t read;                 /* tokens read from the mail */
     uint64_t patience;             /* nanoseconds that a wait of the kernel may take */
+    uint32_t parts;                /* of activations: 1, or MIMO_TILE_EXACT_PARTS */
 } mimo_resident;
 
 /* What the device offers, to give to mimo_resident_plan. */
 mimo_gpu mimo_resident_gpu(const mimo_cuda_device *device);
 
-/* Lowers all programs, for sequences of up to `positions` tokens. draft: NULL without one. Close also after failure. */
+/* Lowers all programs, for sequences of up to `positions` tokens; exact: activations are floats, in three BF16. draft:
+ * NULL without one. Close also after failure. */
 MIMO_MUST_CHECK mimo_status mimo_resident_plan(mimo_resident *r, const mimo_resident_model *target,
                                                const mimo_resident_model *draft, const mimo_gpu *gpu,
-                                               uint32_t positions, mimo_error *err);
+                                               uint32_t positions, bool exact, mimo_error *err);
 /* Allocates, uploads queues, zeroes counters. The device has the kernel (mimo_cuda_device_open). */
 MIMO_MUST_CHECK mimo_status mimo_resident_open(mimo_resident *r, mimo_cuda_device *device, mimo_error *err);
 /* Gives memory of the device back; mimo_resident_open may follow. */

@@ -6,14 +6,16 @@
  * lanes are made in the order of a butterfly by either, so a body has the same bits whatever team runs it.
  *
  * A team has
- *   warp(), warps()       this thread's warp, and how many there are; most_units: 16 items of work over the fewest
- * warps lanes(f)              f(lane) by every lane of this warp threads(n, f)         f(i) for i < n, dealt to all
- * threads of the team sum(v), max(v)        of a lane_value over the warp; every lane gets it sum_quads(v)          v
- * becomes the sum over the lanes that differ in their two lowest bits meet()                all lanes of this warp have
- * come here, and see what the others wrote sync()                all threads of the team have come here, and see what
- * the others wrote scratch()             floats that the team shares, mimo_cuda_scratch_floats of them Every thread of
- * a team calls sync() equally often; the warps of one item are one warp, so a body may return early only where all do.
- */
+ *   - warp(), warps(): this thread's warp, and how many there are
+ *   - lanes(f): f(lane) by every lane of this warp
+ *   - threads(n, f): f(i) for i < n, dealt to all threads of the team
+ *   - sum(v), max(v): of a lane_value over the warp; every lane gets it
+ *   - sum_quads(v): v becomes the sum over the lanes that differ in their two lowest bits
+ *   - meet(): all lanes of this warp have come here, and see what the others wrote
+ *   - sync(): all threads of the team have come here, and see what the others wrote
+ *   - scratch(): floats that the team shares, mimo_cuda_scratch_floats of them
+ * Every thread of a team calls sync() equally often; the warps of one item are one warp, so a body may return early
+ * only where all do. */
 #ifndef MIMO_CUDA_TEAM_H
 #define MIMO_CUDA_TEAM_H
 
@@ -27,8 +29,6 @@ enum { MIMO_LANES = 32 };
 #ifndef __CUDACC__
 /* One host thread. */
 struct mimo_host_team {
-    enum { most_units = 16 };
-
     template <class T> struct lane_value {
         T v[MIMO_LANES];
         T &operator[](uint32_t lane)
@@ -94,8 +94,6 @@ struct mimo_host_team {
 #else
 /* `size` threads of a CTA, from thread `first` on: whole warps that meet at the named barrier `barrier`. */
 struct mimo_cta_team {
-    enum { most_units = 2 }; /* of 8 warps */
-
     template <class T> struct lane_value {
         T v;
         __device__ T &operator[](uint32_t)

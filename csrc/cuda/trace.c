@@ -6,6 +6,8 @@
 #include "base/alloc.h"
 #include "base/size.h"
 #include "cuda/cuda.h"
+#include "cuda/page.h"
+#include "format/bf16.h"
 
 typedef struct tracing {
     mimo_cuda *cuda;
@@ -62,7 +64,7 @@ static block rows_of(const tracing *t)
     case MIMO_SLOT_X:
         return (block){w->x, w->x_stride, H};
     case MIMO_SLOT_M:
-        return (block){t->cuda->resident != NULL ? machine_of(t)->n : w->m, w->x_stride, H};
+        return (block){w->m, w->x_stride, H};
     case MIMO_SLOT_Q:
         return (block){w->q, queries, queries};
     case MIMO_SLOT_A:
@@ -144,8 +146,39 @@ static mimo_status read_routes(const tracing *t, float *to, mimo_error *err)
     return MIMO_OK;
 }
 
-/* The resident path's rows are multiplied by their norms where they are read (tile/machine.h): here too. */
-static mimo_status scale_rows(const tracing *t, float *rows, mimo_error *err)
+/* ---- operands of the resident path ---- */
+
+static bool is_operand(const tracing *t)
+{
+    return t->cuda->resident != NULL && (t->slot == MIMO_SLOT_M || t->slot == MIMO_SLOT_A || t->slot == MIMO_SLOT_U);
+}
+
+static mimo_status read_operand(const tracing *t, const mimo_tile_operand *from, const mimo_trace *to, mimo_error *err)
+{
+    mimo_cuda_device *device = &t->cuda->device;
+    const uint32_t parts = machine_of(t)->parts;
+    uint16_t *stored; /* [parts, rows, stride] */
+    MIMO_TRY(mimo_alloc_array(&stored, parts * to->rows * from->stride, sizeof *stored, "a trace", err));
+    for (uint32_t p = 0; p < parts; p++)
+        mimo_cuda_queue_out(device, stored + p * to->rows * from->stride,
+                            (mimo_cuda_ptr)(uintptr_t)(from->at + p * from->part),
+                            to->rows * from->stride * sizeof *stored);
+    mimo_cuda_wait(device);
+    for (size_t row = 0; row < to->rows; row++)
+        for (size_t i = 0; i < to->columns; i++) {
+            float value = 0.0f;
+            const size_t at = row * from->stride + i / MIMO_PAGE_GROUP * MIMO_PAGE_GROUP +
+                              mimo_page_place((uint32_t)(i % MIMO_PAGE_GROUP));
+            for (uint32_t p = parts; p-- > 0;)
+                value += mimo_bf16_decode(stored[p * to->rows * from->stride + at]);
+            to->values[row * to->columns + i] = value;
+        }
+    mimo_free(stored);
+    return mimo_cuda_device_check(device, err);
+}
+
+/* Rows of N are multiplied by their norms where they are read (tile/machine.h): here too. */
+static mimo_status scale_normed(const tracing *t, const mimo_trace *to, mimo_error *err)
 {
     mimo_cuda_device *device = &t->cuda->device;
     const mimo_config *c = t->cuda->target.model.config;
@@ -155,15 +188,37 @@ static mimo_status scale_rows(const tracing *t, float *rows, mimo_error *err)
     mimo_cuda_queue_out(device, squares, (mimo_cuda_ptr)(uintptr_t)m->squares,
                         (size_t)t->rows * m->pieces * sizeof *squares);
     mimo_cuda_wait(device);
-    for (size_t i = 0; i < t->rows; i++) {
+    for (size_t i = 0; i < to->rows; i++) {
         float sum = 0.0f;
         for (uint32_t piece = 0; piece < m->pieces; piece++)
             sum += squares[i * m->pieces + piece];
-        for (size_t h = 0; h < c->hidden; h++)
-            rows[i * c->hidden + h] *= 1.0f / sqrtf(sum / (float)c->hidden + c->norm_eps);
+        for (size_t h = 0; h < to->columns; h++)
+            to->values[i * to->columns + h] *= 1.0f / sqrtf(sum / (float)c->hidden + c->norm_eps);
     }
     mimo_free(squares);
     return mimo_cuda_device_check(device, err);
+}
+
+/* Entries of U have their routing weights in them (tile/machine.h): not here. */
+static mimo_status unweight_entries(const tracing *t, const mimo_trace *to, mimo_error *err)
+{
+    if (!layer_of(t)->sparse)
+        return MIMO_OK;
+    mimo_moe moe;
+    mimo_cuda_queue_out(&t->cuda->device, &moe, (mimo_cuda_ptr)(uintptr_t)machine_of(t)->moe, sizeof moe);
+    mimo_cuda_wait(&t->cuda->device);
+    for (size_t i = 0; i < to->rows * to->columns; i++)
+        to->values[i] /= moe.weight[i / to->columns];
+    return mimo_cuda_device_check(&t->cuda->device, err);
+}
+
+static mimo_status read_operand_slot(const tracing *t, const mimo_trace *to, mimo_error *err)
+{
+    const mimo_tile_machine *m = machine_of(t);
+    if (t->slot == MIMO_SLOT_A)
+        return read_operand(t, &m->a, to, err);
+    MIMO_TRY(read_operand(t, t->slot == MIMO_SLOT_M ? &m->n : &m->u, to, err));
+    return t->slot == MIMO_SLOT_M ? scale_normed(t, to, err) : unweight_entries(t, to, err);
 }
 
 static mimo_status read_slot(const tracing *t, const mimo_trace *to, mimo_error *err)
@@ -171,6 +226,8 @@ static mimo_status read_slot(const tracing *t, const mimo_trace *to, mimo_error 
     mimo_cuda_device *device = &t->cuda->device;
     if (t->slot == MIMO_SLOT_ROUTES)
         return read_routes(t, to->values, err);
+    if (is_operand(t))
+        return read_operand_slot(t, to, err);
     size_t column = 0;
     for (uint32_t i = 0; i < blocks_of(t); i++) {
         const block from = block_of(t, i);
@@ -181,8 +238,7 @@ static mimo_status read_slot(const tracing *t, const mimo_trace *to, mimo_error 
         column += from.columns;
     }
     mimo_cuda_wait(device);
-    MIMO_TRY(mimo_cuda_device_check(device, err));
-    return t->slot == MIMO_SLOT_M && t->cuda->resident != NULL ? scale_rows(t, to->values, err) : MIMO_OK;
+    return mimo_cuda_device_check(device, err);
 }
 
 static mimo_status trace(const tracing *t, const uint32_t *tokens, mimo_trace *out, mimo_error *err)

@@ -1,7 +1,10 @@
 /* Operation bodies on the host (cuda/host.h): a model run by them, its slots as arrays, and the arithmetic below. */
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/size.h"
+#include "cuda/page.h"
+#include "cuda/pages.h"
 #include "python/module.h"
 #include "python/probe_model.h"
 
@@ -283,40 +286,61 @@ static PyObject *cuda_gemv(PyObject *self, PyObject *args)
     return (PyObject *)y;
 }
 
-static PyObject *cuda_e2m1(PyObject *self, PyObject *args)
+/* Pages of 16 rows each, all columns on one. */
+static PyObject *through_pages(const mimo_cuda_matrix *w)
 {
-    (void)self;
-    unsigned codes, fold;
-    uint16_t bf16[8];
-    uint8_t e4m3[8];
-    if (!PyArg_ParseTuple(args, "II:cuda_e2m1", &codes, &fold))
+    const uint32_t unit = w->format == MIMO_FORMAT_FP8 ? MIMO_PAGE_TILE : MIMO_PAGE_BLOCK;
+    const uint32_t k = (w->cols + unit - 1) / unit * unit, tiles = (w->rows + MIMO_PAGE_UNIT - 1) / MIMO_PAGE_UNIT;
+    const mimo_tile_shape shape = {.tile_rows = MIMO_PAGE_UNIT,
+                                   .tiles = tiles,
+                                   .splits = 1,
+                                   .k_split = w->cols,
+                                   .k_page = k,
+                                   .tile_pages = 1,
+                                   .page_bytes = mimo_pick_page_bytes((mimo_format)w->format, MIMO_PAGE_UNIT, k),
+                                   .expert_pages = tiles};
+    const mimo_page_part part = {w, 0, w->rows};
+    mimo_error err = {0};
+    uint8_t *pages = NULL;
+    npy_intp size[2] = {(npy_intp)tiles * MIMO_PAGE_UNIT, k};
+    PyObject *values = PyArray_ZEROS(2, size, NPY_FLOAT32, 0);
+    if (values == NULL)
         return NULL;
-    mimo_cuda_host_bf16(bf16, codes);
-    mimo_cuda_host_e4m3(e4m3, codes, fold);
-    const npy_intp shape[1] = {8};
-    PyObject *dict = PyDict_New();
-    if (dict != NULL && (put(dict, "bf16", NPY_UINT16, bf16, sizeof bf16, 1, shape) < 0 ||
-                         put(dict, "e4m3", NPY_UINT8, e4m3, sizeof e4m3, 1, shape) < 0))
-        Py_CLEAR(dict);
-    return dict;
+    mimo_status status = mimo_alloc_array(&pages, tiles, shape.page_bytes, "pages", &err);
+    if (status == MIMO_OK)
+        status = mimo_pages_pack(pages, &shape, 1, &part, NULL, 1, &err);
+    for (uint32_t tile = 0; status == MIMO_OK && tile < tiles; tile++)
+        mimo_cuda_host_unit((float *)PyArray_DATA((PyArrayObject *)values) + tile * MIMO_PAGE_UNIT * (size_t)k,
+                            w->format, pages + tile * (size_t)shape.page_bytes, 1, 0, k);
+    mimo_free(pages);
+    if (status == MIMO_OK)
+        return values;
+    Py_DECREF(values);
+    return mimo_python_raise(&err);
 }
 
-static PyObject *cuda_e4m3(PyObject *self, PyObject *args)
+static PyObject *cuda_paged(PyObject *self, PyObject *args)
 {
     (void)self;
-    const char *codes;
-    Py_ssize_t count;
-    uint16_t bf16[8];
-    if (!PyArg_ParseTuple(args, "y#:cuda_e4m3", &codes, &count))
+    PyObject *data, *scales, *scale_row, *result = NULL;
+    unsigned format, cols;
+    if (!PyArg_ParseTuple(args, "IIOOO:cuda_paged", &format, &cols, &data, &scales, &scale_row))
         return NULL;
-    if (count != 8)
-        return PyErr_Format(PyExc_ValueError, "cuda_e4m3: expected 8 codes, found %zd", count);
-    mimo_cuda_host_e4m3_bf16(bf16, (const uint8_t *)codes);
-    npy_intp shape[1] = {8};
-    PyObject *array = PyArray_SimpleNew(1, shape, NPY_UINT16);
-    if (array != NULL)
-        memcpy(PyArray_DATA((PyArrayObject *)array), bf16, sizeof bf16);
-    return array;
+    PyArrayObject *d = mimo_python_array(data, NPY_UINT8, 2, "data");
+    PyArrayObject *s = mimo_python_array(scales, format == MIMO_FORMAT_FP8 ? NPY_FLOAT32 : NPY_UINT8, 1, "scales");
+    PyArrayObject *r = mimo_python_array(scale_row, NPY_UINT32, 1, "scale_row");
+    if (d != NULL && s != NULL && r != NULL)
+        result = through_pages(&(mimo_cuda_matrix){.data = PyArray_DATA(d),
+                                                   .scales = PyArray_DATA(s),
+                                                   .scale_row = PyArray_DATA(r),
+                                                   .row_bytes = (size_t)PyArray_DIM(d, 1),
+                                                   .rows = (uint32_t)PyArray_DIM(d, 0),
+                                                   .cols = cols,
+                                                   .format = format});
+    Py_XDECREF((PyObject *)d);
+    Py_XDECREF((PyObject *)s);
+    Py_XDECREF((PyObject *)r);
+    return result;
 }
 
 PyMethodDef mimo_probe_bodies_methods[] = {
@@ -329,7 +353,8 @@ PyMethodDef mimo_probe_bodies_methods[] = {
      "(model, anchor, position, context begin, width, tile, split): draft logits [width - 1, V']"},
     {"cuda_gemv", cuda_gemv, METH_VARARGS,
      "(format, cols, data [rows, row_bytes], scales, scale_row, x [T, stride]): y [T, rows]"},
-    {"cuda_e4m3", cuda_e4m3, METH_VARARGS, "(eight codes): as BF16 times 2^-120"},
-    {"cuda_e2m1", cuda_e2m1, METH_VARARGS, "(eight codes, fold): as BF16 times 2^-126, as E4M3 times 2^(fold - 6)"},
+    {"cuda_paged", cuda_paged, METH_VARARGS,
+     "(format, cols, data [rows, row_bytes], scales, scale_row): W [rows, cols] as read from pages, rows rounded up to "
+     "16, columns to 32 (FP8: 128)"},
     {NULL, NULL, 0, NULL},
 };

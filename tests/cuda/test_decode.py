@@ -58,30 +58,38 @@ def test_every_bf16() -> None:
     np.testing.assert_array_equal(found, (codes << 16).view(np.float32))
 
 
-def test_tensor_core_forms_at_every_scale() -> None:
-    """Every byte in every place. BF16: code times 2^126 times the scale; E4M3: the scale folded into the table."""
-    rng = np.random.default_rng(1)
-    for byte in range(256):
-        place = byte % 4
-        codes = int(rng.integers(0, 2**32)) & ~(255 << 8 * place) | byte << 8 * place
-        value = E2M1[[codes >> 4 * i & 15 for i in range(8)]]
-        for fold in range(1, 13):
-            words = _probe.cuda_e2m1(codes, fold)
-            np.testing.assert_array_equal(e4m3(words["e4m3"]), value * 2.0 ** (fold - 6))
-        as_bf16 = (words["bf16"].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        scales = np.arange(1, 129)  # the factors that a BF16 holds
-        factor = ((scales.astype(np.uint32) + 126) << 23).view(np.float32).astype(np.float64)
-        found = (as_bf16[None, :] * factor[:, None]).astype(np.float32)
-        np.testing.assert_array_equal(found, (value[None, :] * 2.0 ** (scales[:, None] - 127.0)).astype(np.float32))
-        assert (np.signbit(as_bf16) == np.signbit(value)).all()
+def test_every_byte_at_every_scale_of_mxfp4_from_pages() -> None:
+    """As tensor cores are fed: BF16 of a weight times 2^-40, which below 2^-92 has no bits left for all of it."""
+    codes = np.tile(np.arange(256, dtype=np.uint8), (169, 1))  # 16 blocks of 32, each at a row's scale
+    scales = np.repeat(np.arange(169, dtype=np.uint8), 16)
+    elements = np.stack([E2M1[codes & 15], E2M1[codes >> 4]], -1).reshape(169, 512)
+    want = elements * 2.0 ** (np.arange(169.0)[:, None] - 127)
+    found = _probe.cuda_paged(MXFP4, 512, codes, scales, NO_ROWS)
+    np.testing.assert_array_equal(found[:169], want.astype(np.float32))
+    assert not found[169:].any()
+    for code in (169, 254):
+        with pytest.raises(NotImplementedError, match=rf"expected E8M0 scales up to 168 \(2\^41\), found {code}"):
+            _probe.cuda_paged(MXFP4, 512, codes[:1], np.full(16, code, np.uint8), NO_ROWS)
 
 
-def test_every_byte_of_fp8_as_bf16_in_every_place() -> None:
-    for byte in range(256):
-        codes = np.roll(np.array([byte, 0, 0x81, 0x7E, 0xFE, 8, 1, 0x39], np.uint8), byte % 8)
-        found = (_probe.cuda_e4m3(codes.tobytes()).astype(np.uint32) << 16).view(np.float32).astype(np.float64) * 2.0**120
-        kept = (codes & 127) != 127
-        np.testing.assert_array_equal(found[kept], e4m3(codes)[kept])
+@pytest.mark.parametrize("format", range(4))
+def test_pages_hold_the_matrix(format: int) -> None:
+    for rows, cols in ((16, 128), (37, 288), (48, 96)):
+        data, scales, scale_row, value = random_matrix(format, rows, cols, 7)
+        scale_row = scale_row // 8 * 8 if len(scale_row) == 0 else np.repeat(scale_row[::8], 8)[:rows]  # eight rows share one
+        if format == FP8:
+            grid = scales.reshape(5, -1)
+            value = e4m3(data[:, :cols]) * grid[scale_row][:, np.arange(cols) // 128]
+        found = _probe.cuda_paged(format, cols, data, scales, scale_row)
+        np.testing.assert_array_equal(found[:rows, :cols], value.astype(np.float32))
+        assert not found[rows:].any() and not found[:, cols:].any()
+
+
+def test_every_byte_of_fp8_in_every_place_of_a_page() -> None:
+    for turn in range(8):
+        codes = np.roll(np.array([code for code in range(256) if code & 127 != 127] + [0, 0], np.uint8), turn)
+        found = _probe.cuda_paged(FP8, 256, np.tile(codes, (16, 1)), np.ones(2, np.float32), np.zeros(16, np.uint32))
+        np.testing.assert_array_equal(found, np.tile(e4m3(codes), (16, 1)))
 
 
 # ---- products ----

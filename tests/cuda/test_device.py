@@ -148,58 +148,52 @@ def test_every_operation_has_the_bits_of_the_host(pair: Any, model_path: Any) ->
         assert np.array_equal(one, other), (name, slot)
 
 
-# Rows rounded to BF16 before tensor cores multiply them: of a slot's largest value, about four times what numpy loses so.
-RESIDENT_LIMIT = 0.02
-# All experts are chosen, so that no rounding changes the choice.
-RESIDENT_MODELS: dict[str, dict[str, Any]] = {
-    "mxfp4": {"weights": "mxfp4", "overrides": {"num_experts_per_tok": 8}},
-    "fp8-fused": {"weights": "fp8", "layout": "fused", "overrides": {"num_experts_per_tok": 8}},
-}
-
-
 @pytest.fixture
-def resident(tmp_path: Path) -> Iterator[tuple[Callable[[str | Path], Any], Callable[[str], Path]]]:
-    """Loaded engines of the resident path by their model or its folder, and where the model is."""
+def resident(model_path: Callable[[str], Path]) -> Iterator[Callable[..., Any]]:
+    """Loaded engines of the resident path by their model or its folder."""
     image = cuda_image("resident")
     if not image.is_file():
         pytest.skip("not run: no resident kernels were built")
     engines: list[Any] = []
 
-    def path(name: str) -> Path:
-        if not (tmp_path / name).is_dir():
-            make(tmp_path / name, progress=False, **RESIDENT_MODELS[name])
-        return tmp_path / name
-
-    def get(name: str | Path) -> Any:
-        arguments, draft = engine_arguments(name if isinstance(name, Path) else path(name))
-        engine = _probe.Engine(*arguments, threads=2, precision="exact", device=0, image=str(image), variant="resident", **draft)
+    def get(name: str | Path, precision: str = "exact") -> Any:
+        arguments, draft = engine_arguments(name if isinstance(name, Path) else model_path(name))
+        engine = _probe.Engine(*arguments, threads=2, precision=precision, device=0, image=str(image), variant="resident", **draft)
         engines.append(engine)
         engine.load()
         return engine
 
-    yield get, path
+    yield get
     for engine in engines:
         engine.close()
 
 
-@pytest.mark.parametrize("name", RESIDENT_MODELS)
-def test_every_operation_of_the_resident_kernel_is_the_oracle_s(resident: Any, name: str) -> None:
-    opened, path = resident
-    gpu, tokens = opened(name), token_ids(8, seed=7)
-    assert first_wrong(gpu, path(name), tokens, RESIDENT_LIMIT) is None
-    *_, (last, _, logits, _) = every_slot(gpu, path(name), tokens)
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_the_resident_kernel(pair: Any, resident: Any, name: str, precision: str) -> None:
+    logits_are_the_cpus(pair(name)[0], resident(name, precision), precision=precision, count=300)
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_every_width_of_the_resident_kernel_gives_the_same_bits(resident: Any, precision: str) -> None:
+    logits_do_not_depend_on_width(resident("mxfp4", precision), 200)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_operation_of_the_resident_kernel_is_the_oracle_s(resident: Any, model_path: Any, name: str) -> None:
+    gpu, tokens = resident(name), token_ids(8, seed=7)
+    assert first_wrong(gpu, model_path(name), tokens) is None
+    *_, (last, _, logits, _) = every_slot(gpu, model_path(name), tokens)
     assert last == "head"
     assert np.array_equal(logits, gpu.logits(tokens))
 
 
-def test_a_fault_of_the_resident_kernel_is_found_at_its_operation(resident: Any) -> None:
-    opened, path = resident
-    faults_are_found_at_their_operations(lambda: opened("mxfp4"), path("mxfp4"), RESIDENT_LIMIT)
+def test_a_fault_of_the_resident_kernel_is_found_at_its_operation(resident: Any, model_path: Any) -> None:
+    faults_are_found_at_their_operations(lambda: resident("mxfp4"), model_path("mxfp4"))
 
 
 def test_a_markov_head_drafts_on_the_gpu(resident: Any, tmp_path: Path) -> None:
-    opened, _ = resident
-    a_markov_head_drafts(*knowing_markov_head(opened, tmp_path / "markov"))
+    a_markov_head_drafts(*knowing_markov_head(resident, tmp_path / "markov"))
 
 
 def test_the_built_in_model(pair: Any, tmp_path: Path) -> None:

@@ -73,19 +73,10 @@ def opened(model_path: Callable[[str], Path], image: str, libraries: Callable[[s
     _probe.cuda_fake()
 
 
-# Of a slot's largest value: rows are rounded to BF16 before tensor cores multiply them.
-RESIDENT_LIMIT = 0.02
-# All experts are chosen, so that no rounding changes the choice.
-ROUTED: dict[str, dict[str, Any]] = {
-    "mxfp4": {"weights": "mxfp4", "overrides": {"num_experts_per_tok": 8}},
-    "fp8-fused": {"weights": "fp8", "layout": "fused", "overrides": {"num_experts_per_tok": 8}},
-    "bf16": {"weights": "bf16", "overrides": {"num_experts_per_tok": 8}},
-}
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_plain_logits(opened: Any, name: str) -> None:
-    logits_are_the_cpus(opened(name, "cpu"), opened(name, "plain"), "exact", 9)
+@pytest.mark.parametrize(("variant", "precision"), [("plain", "exact"), ("resident", "exact"), ("resident", "fast")])
+def test_logits(opened: Any, name: str, variant: str, precision: str) -> None:
+    logits_are_the_cpus(opened(name, "cpu"), opened(name, variant, precision=precision), precision, 9)
 
 
 def test_plain_has_the_bits_of_the_host_s_templates(opened: Any, model_path: Any, image: str) -> None:
@@ -114,12 +105,11 @@ def test_plain_hidden_states_and_drafts(opened: Any) -> None:
     draft_logits_are_the_cpus(cpu, gpu)
 
 
-@pytest.mark.parametrize(("name", "processors"), [("mxfp4", 1), ("mxfp4", 3), ("fp8-fused", 2), ("bf16", 2)])
-def test_every_operation_of_the_resident_kernel_is_the_oracle_s(opened: Any, tmp_path: Path, name: str, processors: int) -> None:
-    path = make(tmp_path / "model", progress=False, **ROUTED[name])
-    gpu, tokens = opened(path, "resident", races=False, processors=processors), token_ids(8, seed=7)
-    assert first_wrong(gpu, path, tokens, RESIDENT_LIMIT) is None
-    *_, (last, _, logits, _) = every_slot(gpu, path, tokens)
+@pytest.mark.parametrize(("name", "processors"), [("mxfp4", 1), ("mxfp4", 3), ("fp8-fused", 2)])
+def test_every_operation_of_the_resident_kernel_is_the_oracle_s(opened: Any, model_path: Any, name: str, processors: int) -> None:
+    gpu, tokens = opened(name, "resident", races=False, processors=processors), token_ids(8, seed=7)
+    assert first_wrong(gpu, model_path(name), tokens) is None
+    *_, (last, _, logits, _) = every_slot(gpu, model_path(name), tokens)
     assert last == "head"
     assert np.array_equal(logits, gpu.logits(tokens))
 

@@ -71,11 +71,12 @@ def opened(model_path: Callable[[str], Path], image: str) -> Iterator[Callable[.
         engine.close()
 
 
+@pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("name", MODELS)
-def test_logits(opened: Any, name: str) -> None:
-    gpu = opened(name)
+def test_logits(opened: Any, name: str, precision: str) -> None:
+    gpu = opened(name, precision=precision)
     assert (gpu.backend, gpu.variant) == ("cuda", "resident")
-    logits_are_the_cpus(opened(name, "cpu"), gpu, "exact", 24)
+    logits_are_the_cpus(opened(name, "cpu"), gpu, precision, 24)
 
 
 def test_every_width_gives_the_same_bits(opened: Any) -> None:
@@ -115,9 +116,8 @@ def test_a_device_that_fails_while_it_is_traced(opened: Any, after: int) -> None
     assert "CUDA_ERROR_FAKED (700" in raises(EngineError, lambda: slot_after(gpu, TOKENS, 6, "x"))
 
 
-@pytest.mark.parametrize("limit", [2e-4, 0.02], ids=["float32", "as-on-a-gpu"])
-def test_a_fault_is_found_at_its_operation(opened: Any, model_path: Any, limit: float) -> None:
-    faults_are_found_at_their_operations(lambda: opened("mxfp4"), model_path("mxfp4"), limit)
+def test_a_fault_is_found_at_its_operation(opened: Any, model_path: Any) -> None:
+    faults_are_found_at_their_operations(lambda: opened("mxfp4"), model_path("mxfp4"))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -56,6 +56,12 @@ typedef struct cta_type {
     uint64_t barriers_end;      /* where the last one ends in shared memory */
 } cta_type;
 
+typedef struct small_copy {
+    uint8_t *to;
+    const uint8_t *from;
+    uint32_t bytes;
+} small_copy;
+
 /* A thread and where it stands. */
 typedef struct ptx_waiter {
     ptx_thread thread;
@@ -71,6 +77,8 @@ typedef struct ptx_waiter {
     uint32_t operand[10], result;
     uint32_t *target[4];
     uint8_t valid;
+    small_copy *copy; /* [copies] that it has not waited for */
+    uint32_t copies, copy_room;
 } waiter;
 
 typedef struct copy_type {
@@ -639,6 +647,32 @@ uint32_t ptx_mbarrier_try_wait(ptx_thread *t, uint64_t at, uint32_t parity)
     return passed;
 }
 
+void ptx_copy(ptx_thread *t, uint64_t to, uint64_t from, uint32_t bytes)
+{
+    waiter *w = t->waiter;
+    if ((bytes != 4 && bytes != 8 && bytes != 16) || to % bytes != 0 || from % bytes != 0)
+        fault(w, "copies %u bytes from %#llx to %#llx: expected 4, 8 or 16, at multiples", bytes,
+              (unsigned long long)from, (unsigned long long)to);
+    const uint8_t *source = touch_global(w, &w->actor, from, bytes, PTX_READ, false);
+    uint8_t *target = touch_shared(w, &w->actor, to, bytes, PTX_WRITE, false, false);
+    memset(target, 0xff, bytes);
+    if (w->copies == w->copy_room) {
+        w->copy_room = 2 * w->copy_room + 16;
+        w->copy = realloc(w->copy, w->copy_room * sizeof *w->copy);
+        if (w->copy == NULL)
+            abort();
+    }
+    w->copy[w->copies++] = (small_copy){target, source, bytes};
+}
+
+void ptx_copy_wait(ptx_thread *t)
+{
+    waiter *w = t->waiter;
+    for (uint32_t i = 0; i < w->copies; i++)
+        memcpy(w->copy[i].to, w->copy[i].from, w->copy[i].bytes);
+    w->copies = 0;
+}
+
 void ptx_bulk_copy(ptx_thread *t, uint64_t to, uint64_t from, uint32_t bytes, uint64_t barrier)
 {
     waiter *w = t->waiter;
@@ -691,6 +725,8 @@ static void enter(void)
 {
     waiter *w = m.current;
     m.kernel->run(&w->thread);
+    if (w->copies > 0)
+        fault(w, "it ended without waiting for %u copies", w->copies);
     w->state = DONE;
     m.live--;
     _longjmp(m.scheduler, 1);
@@ -801,6 +837,8 @@ static void open_wave(uint32_t ctas, uint32_t threads)
 
 static void close_wave(void)
 {
+    for (uint32_t i = 0; i < m.ctas * m.threads; i++)
+        free(m.all[i].copy);
     for (uint32_t i = 0; i < m.ctas; i++) {
         free(m.cta[i].shared);
         words_end(m.cta[i].words, m.shared_bytes);
@@ -836,6 +874,7 @@ static void run_wave(uint32_t first, uint32_t ctas)
         memset(shared, 0xff, m.shared_bytes);
         for (uint32_t i = 0; i < m.threads; i++) {
             waiter *w = &m.all[cta->first + i];
+            free(w->copy);
             *w = (waiter){.cta = cta, .warp = &m.warp[(cta->first + i) / LANES]};
             w->thread = (ptx_thread){0, i, m.threads, first + c, m.grid, i % LANES, m.parameter, shared, w};
             w->warp->arrived = 0;

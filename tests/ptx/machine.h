@@ -85,6 +85,9 @@ void ptx_setmaxnreg(ptx_thread *t, bool more, uint32_t registers);
 void ptx_mbarrier_init(ptx_thread *t, uint64_t at, uint32_t count);
 void ptx_mbarrier_arrive(ptx_thread *t, uint64_t at, uint32_t expected_bytes);
 uint32_t ptx_mbarrier_try_wait(ptx_thread *t, uint64_t at, uint32_t parity);
+/* A copy that is done when its thread waits for all of its copies, and not before. */
+void ptx_copy(ptx_thread *t, uint64_t to, uint64_t from, uint32_t bytes);
+void ptx_copy_wait(ptx_thread *t);
 void ptx_bulk_copy(ptx_thread *t, uint64_t to, uint64_t from, uint32_t bytes, uint64_t barrier);
 void ptx_bulk_prefetch(ptx_thread *t, uint64_t from, uint32_t bytes);
 

@@ -594,6 +594,11 @@ class _Function:
     def do_cp(self, modifiers: list[str], o: list[str]) -> None:
         self.at()
         match modifiers:
+            case ["async", "cg", "shared", "global"]:
+                to, of = self.address(o[0], "shared"), self.address(o[1], "global")
+                self.emit(f"ptx_copy(t, {to}, {of}, {self.use(o[2], 'u32')});")
+            case ["async", "wait_all"]:
+                self.emit("ptx_copy_wait(t);")
             case ["async", "bulk", "prefetch", "L2", "global"]:
                 self.emit(f"ptx_bulk_prefetch(t, {self.address(o[0], 'global')}, {self.use(o[1], 'u32')});")
             case ["async", "bulk", "shared::cluster", "global", "mbarrier::complete_tx::bytes"]:

@@ -63,60 +63,30 @@ MIMO_HD inline float mimo_cuda_e8m0(uint32_t code)
     return mimo_cuda_float(code == 0 ? 0x00400000u : code << 23);
 }
 
-/* ---- for tensor cores: eight codes, low nibble first ---- */
+/* ---- for tensor cores: words of a page (page.h), two elements at a time ---- */
 
-/* Elements n and n + 4 of eight E2M1 codes as two BF16 (n in the low half), each times 2^-126: multiplying by
- * mimo_cuda_e2m1_bf16_scale gives the weights. A factor that flushes subnormals would lose them. */
-MIMO_HD inline uint32_t mimo_cuda_e2m1_bf16x2(uint32_t codes, uint32_t n)
+/* Elements n and n + 4 of a group of eight E2M1 codes as two BF16 (n in the low half), each times 2^-126: multiplying
+ * by a power of two gives the weights. A factor that flushes subnormals would lose them. */
+MIMO_HD inline uint32_t mimo_cuda_e2m1_bf16x2(uint32_t word, uint32_t n)
 {
-    const uint32_t at_top = codes << (12 - 4 * n);
-    return (at_top & 0x80008000u) | (at_top >> 6 & 0x01c001c0u);
-}
-
-/* BF16 of 2^126 times the block's scale, for scales up to 2^1 (code 128): the largest factor that a BF16 holds. */
-enum { MIMO_CUDA_LARGEST_BF16_SCALE = 128 };
-
-MIMO_HD inline uint16_t mimo_cuda_e2m1_bf16_scale(uint32_t code)
-{
-    return (uint16_t)((code + 126) << 7);
-}
-
-/* Bytes of `low` (0 .. 3) and `high` (4 .. 7) by the selector's nibbles; with bit 3 set, a byte's sign in all its bits:
- * what PTX calls prmt. */
-MIMO_HD inline uint32_t mimo_cuda_permute(uint32_t low, uint32_t high, uint32_t selector)
-{
-#ifdef __CUDA_ARCH__
-    return __byte_perm(low, high, selector);
-#else
-    uint32_t out = 0;
-    for (uint32_t i = 0; i < 4; i++) {
-        const uint32_t pick = selector >> 4 * i & 15, word = pick & 4 ? high : low, byte = word >> 8 * (pick & 3) & 255;
-        out |= (pick & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
+    switch (n) {
+    case 0:
+        return word & 0x81c081c0u;
+    case 1:
+        return word << 5 & 0x81c081c0u;
+    case 2:
+        return (word >> 6 & 0x01c001c0u) | (word << 4 & 0x80008000u);
+    default:
+        return (word << 3 & 0x01800180u) | (word << 6 & 0x80408040u);
     }
-    return out;
-#endif
 }
 
-/* Elements n and n + 4 of eight E4M3 codes as two BF16, each times 2^-120. */
-MIMO_HD inline uint32_t mimo_cuda_e4m3_bf16x2(const mimo_words2 &codes, uint32_t n)
+/* Elements n and n + 4 of a group of eight E4M3 codes as two BF16, each times 2^-120. */
+MIMO_HD inline uint32_t mimo_cuda_e4m3_bf16x2(const mimo_words2 &words, uint32_t n)
 {
-    /* Byte n of either word at the top of a half. */
-    const uint32_t at_top = mimo_cuda_permute(codes.v[0], codes.v[1], n << 4 | (4 + n) << 12) & 0xff00ff00u;
-    return (at_top & 0x80008000u) | (at_top >> 4 & 0x07f007f0u);
-}
-
-/* E4M3 has room for E2M1 times 2^-5 .. 2^6, so that differences between the scales of blocks fold into the table. */
-enum { MIMO_CUDA_FOLD_LEAST = 1, MIMO_CUDA_FOLD_MOST = 12 };
-
-/* Eight E2M1 codes as eight E4M3, out[0] the first four, each times 2^(fold - 6). */
-MIMO_HD inline void mimo_cuda_e2m1_e4m3x8(uint32_t out[2], uint32_t codes, uint32_t fold)
-{
-    const uint32_t low = fold * 0x08080800u + 0x0c080000u, high = fold * 0x08080808u + 0x1c181410u;
-    const uint32_t magnitude = codes & 0x77777777u, even_signs = codes << 4;
-    out[0] = mimo_cuda_permute(low, high, magnitude & 0xffffu);
-    out[1] = mimo_cuda_permute(low, high, magnitude >> 16);
-    out[0] |= mimo_cuda_permute(even_signs, codes, 0xd9c8u) & 0x80808080u;
-    out[1] |= mimo_cuda_permute(even_signs, codes, 0xfbeau) & 0x80808080u;
+    const uint32_t word = words.v[n / 2];
+    return n % 2 == 0 ? (word & 0x80008000u) | (word >> 4 & 0x07f007f0u)
+                      : (word << 8 & 0x80008000u) | (word << 4 & 0x07f007f0u);
 }
 
 /* ---- units ---- */

@@ -1,64 +1,34 @@
-/* Tiles by tensor cores: the pages of tile/matrix.h for a team that has them (sm_80 and later).
+/* Tiles by tensor cores: the pages of tile/multiply.h for a team that has them (sm_80 and later).
  *
  * Weights are the narrow operation's A, 16 rows at a time, straight from a page in shared memory: E2M1 and E4M3 become
- * BF16 in registers, exactly, and a block's scale multiplies its float sums. The step's rows, rounded to BF16, are its
- * B, always eight of them: a row's sums do not depend on how many others there are. A warp takes every warps-th block
- * of 32 elements of K and all units; sums of warps are added in their order. Routers in float are multiplied in float.
- */
+ * BF16 in registers, exactly, and a block's scale multiplies its float sums. The rows that they are multiplied with lie
+ * beside the ring, as long as they are needed, and are its B: always eight columns, zeros where there is no row, so
+ * that a row's sums do not depend on how many others there are. A warp takes every eighth block of 32 elements of K,
+ * for all units; sums of warps are added in their order. Matrices in float are multiplied in float. */
 #ifndef MIMO_CUDA_SM90_MMA_H
 #define MIMO_CUDA_SM90_MMA_H
 
-#include "cuda/tile/matrix.h"
+#include "cuda/sm90/near.h"
 
-enum { MIMO_MMA_UNITS = 16, MIMO_MMA_VALUES = MIMO_PAGE_UNIT * MIMO_TILE_TOKENS };
+/* Of a unit's sums of a warp in shared memory: 16 rows and a gap for each column, so that no two lanes meet in a bank.
+ */
+enum { MIMO_MMA_COLUMN = MIMO_PAGE_UNIT + 4, MIMO_MMA_VALUES = MIMO_MMA_COLUMN * MIMO_TILE_TOKENS };
 
-struct mimo_mma_team : mimo_cta_team {
-    uint8_t *activations; /* [K / 32, 32 lanes, 16 bytes]: of token g, elements 8 c + (0 4 1 5 2 6 3 7) */
-    float *sums;          /* [2, warps, MIMO_MMA_VALUES]: the scratch that bodies have of their own (tile/machine.h) */
-};
-
-/* Lane 4 g + c: rows g and g + 8, tokens 2 c and 2 c + 1. */
+/* Lane 4 g + c: rows g and g + 8, columns 2 c and 2 c + 1. */
 template <> struct mimo_tile_sums<mimo_mma_team> {
-    float v[MIMO_MMA_UNITS][4];
+    float v[MIMO_TILE_UNITS][4];
 };
 
 MIMO_BODY inline void mimo_tile_clear(const mimo_mma_team &, mimo_tile_sums<mimo_mma_team> &sums)
 {
 #pragma unroll
-    for (uint32_t i = 0; i < MIMO_MMA_UNITS; i++)
+    for (uint32_t i = 0; i < MIMO_TILE_UNITS; i++)
+#pragma unroll
         for (uint32_t j = 0; j < 4; j++)
             sums.v[i][j] = 0.0f;
 }
 
-/* Two floats as BF16, the first in the low half. */
-MIMO_BODY inline uint32_t mimo_mma_pair(float low, float high)
-{
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
-template <class Input>
-MIMO_BODY inline void mimo_tile_begin(const mimo_mma_team &team, const Input &input, uint32_t T, uint32_t k,
-                                      uint32_t end)
-{
-    team.sync(); /* nobody reads the rows of before */
-    const uint32_t blocks = (end - k + MIMO_PAGE_BLOCK - 1) / MIMO_PAGE_BLOCK;
-    team.threads(blocks * MIMO_LANES, [&](uint32_t i) {
-        const uint32_t lane = i % MIMO_LANES, t = lane / 4,
-                       column = k + i / MIMO_LANES * MIMO_PAGE_BLOCK + lane % 4 * 8;
-        float x[8] = {};
-        if (t < T && column < end)
-            input.load(x, t, column / 8);
-        mimo_words4 words;
-        for (uint32_t n = 0; n < 4; n++)
-            words.v[n] = mimo_mma_pair(x[n], x[n + 4]);
-        reinterpret_cast<mimo_words4 *>(team.activations)[i] = words;
-    });
-    team.sync();
-}
-
-/* sum += a b: 16 rows by 8 tokens by 16 elements. */
+/* sum += a b: 16 rows by 8 columns by 16 elements. */
 MIMO_BODY inline void mimo_mma(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
@@ -75,49 +45,142 @@ MIMO_BODY inline uint32_t mimo_mma_scale(uint32_t pair, uint32_t factor)
     return out;
 }
 
-/* w[n]: elements n and n + 4 of a lane's group. */
-template <uint32_t format>
-MIMO_BODY inline void mimo_mma_group(uint32_t (&w)[4], const uint8_t *block, uint32_t lane, uint32_t upper)
-{
-    const uint8_t *group = block + mimo_page_group(format, lane, upper, 0);
-    if constexpr (format == MIMO_FORMAT_BF16) {
-        const mimo_words4 words = mimo_cuda_load<mimo_words4>(group);
-        for (uint32_t n = 0; n < 4; n++)
-            w[n] = words.v[n];
-    } else if constexpr (format == MIMO_FORMAT_FP8) {
-        const mimo_words2 words = mimo_cuda_load<mimo_words2>(group);
-        for (uint32_t n = 0; n < 4; n++)
-            w[n] = mimo_mma_scale(mimo_cuda_e4m3_bf16x2(words, n), 0x7b807b80u); /* 2^120 */
-    } else {
-        const uint32_t codes = mimo_cuda_load<uint32_t>(group);
-        for (uint32_t n = 0; n < 4; n++)
-            w[n] = mimo_mma_scale(mimo_cuda_e2m1_bf16x2(codes, n), 0x7e807e80u); /* 2^126 */
+/* A's registers of one unit and block for two operations, in the order in which a lane's rows g and g + 8 take turns.
+ */
+struct mimo_mma_weights {
+    uint32_t first[4], second[4];
+
+    MIMO_BODY void put(uint32_t n, uint32_t upper, uint32_t pair)
+    {
+        (n < 2 ? first : second)[n % 2 * 2 + upper] = pair;
     }
+};
+
+MIMO_BODY inline mimo_mma_weights mimo_mma_bf16(const uint8_t *block, uint32_t lane)
+{
+    mimo_mma_weights w;
+    const mimo_words4 first = mimo_cuda_load<mimo_words4>(block + 16 * lane);
+    const mimo_words4 second = mimo_cuda_load<mimo_words4>(block + 16 * (MIMO_LANES + lane));
+    for (uint32_t i = 0; i < 4; i++) {
+        w.first[i] = first.v[i];
+        w.second[i] = second.v[i];
+    }
+    return w;
 }
 
-/* One unit and block. */
+/* Weights without their scale. */
+MIMO_BODY inline mimo_mma_weights mimo_mma_fp8(const uint8_t *block, uint32_t lane)
+{
+    mimo_mma_weights w;
+    const mimo_words4 codes = mimo_cuda_load<mimo_words4>(block + 16 * lane);
+#pragma unroll
+    for (uint32_t upper = 0; upper < 2; upper++)
+#pragma unroll
+        for (uint32_t n = 0; n < 4; n++)
+            w.put(n, upper,
+                  mimo_mma_scale(mimo_cuda_e4m3_bf16x2({{codes.v[2 * upper], codes.v[2 * upper + 1]}}, n),
+                                 0x7b807b80u)); /* 2^120 */
+    return w;
+}
+
+/* Weights times 2^-40; at: mimo_page_scale. */
+MIMO_BODY inline mimo_mma_weights mimo_mma_mxfp4(const uint8_t *block, const uint8_t *scales, uint32_t at,
+                                                 uint32_t lane)
+{
+    mimo_mma_weights w;
+    const mimo_words2 codes = mimo_cuda_load<mimo_words2>(block + 8 * lane);
+    const uint32_t both = mimo_cuda_load<uint16_t>(scales + at + lane / 4 * 2);
+#pragma unroll
+    for (uint32_t upper = 0; upper < 2; upper++) {
+        const uint32_t factor = (both >> 8 * upper & 255) * 0x00800080u; /* the exponent of both halves */
+#pragma unroll
+        for (uint32_t n = 0; n < 4; n++)
+            w.put(n, upper, mimo_mma_scale(mimo_cuda_e2m1_bf16x2(codes.v[upper], n), factor));
+    }
+    return w;
+}
+
+/* sum += a unit and block times a lane's part of eight columns; at: mimo_page_scale. */
 template <uint32_t format>
 MIMO_BODY inline void mimo_mma_block(float (&sum)[4], const uint8_t *block, const uint8_t *scales, uint32_t at,
                                      uint32_t lane, const mimo_words4 &x)
 {
-    uint32_t lower[4], upper[4];
-    mimo_mma_group<format>(lower, block, lane, 0);
-    mimo_mma_group<format>(upper, block, lane, 1);
-    const uint32_t first[4] = {lower[0], upper[0], lower[1], upper[1]};
-    const uint32_t second[4] = {lower[2], upper[2], lower[3], upper[3]};
-    if constexpr (format == MIMO_FORMAT_BF16) {
-        mimo_mma(sum, first, x.v[0], x.v[1]);
-        mimo_mma(sum, second, x.v[2], x.v[3]);
-    } else {
+    if constexpr (format == MIMO_FORMAT_FP8) {
+        const mimo_mma_weights w = mimo_mma_fp8(block, lane);
+        const mimo_words2 both = mimo_cuda_load<mimo_words2>(scales + 4 * at);
         float part[4] = {};
-        mimo_mma(part, first, x.v[0], x.v[1]);
-        mimo_mma(part, second, x.v[2], x.v[3]);
-        const float low = mimo_tile_group_scale<format>(scales, at, lane / 4, 0);
-        const float high = mimo_tile_group_scale<format>(scales, at, lane / 4, 1);
-        sum[0] = fmaf(part[0], low, sum[0]);
-        sum[1] = fmaf(part[1], low, sum[1]);
-        sum[2] = fmaf(part[2], high, sum[2]);
-        sum[3] = fmaf(part[3], high, sum[3]);
+        mimo_mma(part, w.first, x.v[0], x.v[1]);
+        mimo_mma(part, w.second, x.v[2], x.v[3]);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            sum[i] = fmaf(part[i], mimo_cuda_float(both.v[i / 2]), sum[i]);
+    } else {
+        const mimo_mma_weights w =
+            format == MIMO_FORMAT_BF16 ? mimo_mma_bf16(block, lane) : mimo_mma_mxfp4(block, scales, at, lane);
+        mimo_mma(sum, w.first, x.v[0], x.v[1]);
+        mimo_mma(sum, w.second, x.v[2], x.v[3]);
+    }
+}
+
+/* How many sums of its own a unit has: products that add to one sum wait for each other, so a warp with few units takes
+ * turns. They are added where they are stored. */
+template <uint32_t units> MIMO_BODY constexpr uint32_t mimo_mma_turns()
+{
+    return units == 1 ? 4 : units == 2 ? 2 : 1;
+}
+
+/* Blocks [from, to) of a page that begins with block `number` of its segment; x: of this lane's column, from the page's
+ * first element on. */
+template <uint32_t format, uint32_t units>
+MIMO_BODY inline void mimo_mma_blocks(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
+                                      const uint8_t *page, uint32_t k_page, uint32_t from, uint32_t to, uint32_t number,
+                                      const uint8_t *x, bool has_x)
+{
+    constexpr uint32_t turns = mimo_mma_turns<units>();
+    const uint32_t blocks = k_page / MIMO_PAGE_BLOCK, lane = team.thread() % MIMO_LANES;
+    const uint8_t *scales = page + mimo_page_scales(format, units, k_page);
+    const auto add = [&](uint32_t b, uint32_t turn) {
+        mimo_words4 column = {};
+        if (has_x)
+            column = mimo_cuda_load<mimo_words4>(x + b * MIMO_NEAR_BLOCK);
+#pragma unroll
+        for (uint32_t unit = 0; unit < units; unit++)
+            mimo_mma_block<format>(sums.v[turn * units + unit],
+                                   page + (unit * blocks + b) * mimo_page_block_bytes(format), scales,
+                                   mimo_page_scale(format, unit, b, k_page), lane, column);
+    };
+    uint32_t b = from + (team.warp() - number - from) % MIMO_MMA_WARPS;
+    for (; b + (turns - 1) * MIMO_MMA_WARPS < to; b += turns * MIMO_MMA_WARPS)
+#pragma unroll
+        for (uint32_t turn = 0; turn < turns; turn++)
+            add(b + turn * MIMO_MMA_WARPS, turn);
+#pragma unroll
+    for (uint32_t turn = 0; turn + 1 < turns; turn++)
+        if (b + turn * MIMO_MMA_WARPS < to)
+            add(b + turn * MIMO_MMA_WARPS, turn);
+}
+
+template <uint32_t format, class... Rest>
+MIMO_BODY inline void mimo_mma_units(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums, uint32_t units,
+                                     Rest... rest)
+{
+    switch (units) {
+    case 1:
+        return mimo_mma_blocks<format, 1>(team, sums, rest...);
+    case 2:
+        return mimo_mma_blocks<format, 2>(team, sums, rest...);
+    case 3:
+        return mimo_mma_blocks<format, 3>(team, sums, rest...);
+    case 4:
+        return mimo_mma_blocks<format, 4>(team, sums, rest...);
+    case 5:
+        return mimo_mma_blocks<format, 5>(team, sums, rest...);
+    case 6:
+        return mimo_mma_blocks<format, 6>(team, sums, rest...);
+    case 7:
+        return mimo_mma_blocks<format, 7>(team, sums, rest...);
+    default:
+        return mimo_mma_blocks<format, 8>(team, sums, rest...);
     }
 }
 
@@ -125,122 +188,144 @@ MIMO_BODY inline void mimo_mma_block(float (&sum)[4], const uint8_t *block, cons
 MIMO_BODY inline void mimo_mma_add(mimo_tile_sums<mimo_mma_team> &sums, uint32_t unit, const float (&sum)[4])
 {
 #pragma unroll
-    for (uint32_t i = 0; i < MIMO_MMA_UNITS; i++)
+    for (uint32_t i = 0; i < MIMO_TILE_UNITS; i++)
 #pragma unroll
         for (uint32_t j = 0; j < 4; j++)
             sums.v[i][j] = i == unit ? sums.v[i][j] + sum[j] : sums.v[i][j];
 }
 
-template <uint32_t format>
-MIMO_BODY inline void mimo_mma_page(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums, const uint8_t *page,
-                                    const mimo_tile_task &task, uint32_t units, uint32_t k, uint32_t end)
+/* Weights in float, one unit: the lanes of a quad add up their groups, and each keeps two columns. */
+MIMO_BODY inline void mimo_mma_floats(const mimo_mma_team &team, float (&sums)[4], const uint8_t *unit, uint32_t from,
+                                      uint32_t to, uint32_t number, const uint8_t *x, uint32_t row_bytes,
+                                      const mimo_tile_columns &columns, uint32_t first_row)
 {
-    const uint32_t blocks = task.k_page / MIMO_PAGE_BLOCK, lane = team.thread() % MIMO_LANES;
-    const uint32_t present = (end - k + MIMO_PAGE_BLOCK - 1) / MIMO_PAGE_BLOCK, bytes = mimo_page_block_bytes(format);
-    const uint8_t *scales = page + mimo_page_scales(format, units, task.k_page);
-    const mimo_words4 *x = reinterpret_cast<const mimo_words4 *>(team.activations) +
-                           (k - task.k_first) / MIMO_PAGE_BLOCK * MIMO_LANES + lane;
-    for (uint32_t unit = 0; unit < units; unit++) {
-        float sum[4] = {};
-        for (uint32_t b = team.warp(); b < blocks && b < present; b += team.warps())
-            mimo_mma_block<format>(sum, page + (unit * blocks + b) * bytes, scales,
-                                   mimo_page_scale(format, unit, b, task.k_page), lane, x[b * MIMO_LANES]);
-        mimo_mma_add(sums, unit, sum);
-    }
-}
-
-/* Weights in float: the lanes of a quad add up their groups, and each keeps two tokens. */
-template <class Input>
-MIMO_BODY inline void mimo_mma_float_page(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
-                                          const uint8_t *page, const mimo_tile_task &task, uint32_t units, uint32_t k,
-                                          uint32_t end, const Input &input, uint32_t T)
-{
-    const uint32_t blocks = task.k_page / MIMO_PAGE_BLOCK, lane = team.thread() % MIMO_LANES, c = lane % 4;
-    for (uint32_t unit = 0; unit < units; unit++) {
-        mimo_cta_team::lane_value<float> part[2][MIMO_TILE_TOKENS] = {};
-        for (uint32_t b = team.warp(); b < blocks; b += team.warps()) {
-            const uint32_t column = k + b * MIMO_PAGE_BLOCK + c * MIMO_PAGE_GROUP;
-            if (column >= end)
-                break;
-            const uint8_t *block = page + (unit * blocks + b) * mimo_page_block_bytes(MIMO_FORMAT_F32);
-            float w[2][8], x[8];
-            mimo_tile_group<MIMO_FORMAT_F32>(w[0], block, lane, 0, 1.0f);
-            mimo_tile_group<MIMO_FORMAT_F32>(w[1], block, lane, 1, 1.0f);
+    const uint32_t lane = team.thread() % MIMO_LANES, c = lane % 4;
+    mimo_cta_team::lane_value<float> part[2][MIMO_TILE_TOKENS] = {};
+    for (uint32_t b = from + (team.warp() - number - from) % MIMO_MMA_WARPS; b < to; b += MIMO_MMA_WARPS) {
+        const uint8_t *block = unit + b * mimo_page_block_bytes(MIMO_FORMAT_F32);
+        float w[2][8];
+        mimo_tile_group<MIMO_FORMAT_F32>(w[0], block, lane, 0, 1.0f);
+        mimo_tile_group<MIMO_FORMAT_F32>(w[1], block, lane, 1, 1.0f);
 #pragma unroll
-            for (uint32_t t = 0; t < MIMO_TILE_TOKENS; t++) {
-                if (t >= T)
-                    continue;
-                input.load(x, t, column / 8);
+        for (uint32_t t = 0; t < MIMO_TILE_TOKENS; t++) {
+            if (!columns.has(t))
+                continue;
+            float in[8];
+            const uint8_t *row = x + (columns.row(t) - first_row) * row_bytes;
+            mimo_cuda_floats(in, reinterpret_cast<const float *>(row + b * 2 * MIMO_NEAR_BLOCK) + 8 * c);
 #pragma unroll
-                for (uint32_t j = 0; j < 8; j++) {
-                    part[0][t].v = fmaf(w[0][j], x[j], part[0][t].v);
-                    part[1][t].v = fmaf(w[1][j], x[j], part[1][t].v);
-                }
+            for (uint32_t j = 0; j < 8; j++) {
+                part[0][t].v = fmaf(w[0][j], in[j], part[0][t].v);
+                part[1][t].v = fmaf(w[1][j], in[j], part[1][t].v);
             }
         }
-        __syncwarp();
-        float sum[4] = {};
+    }
+    __syncwarp();
 #pragma unroll
-        for (uint32_t t = 0; t < MIMO_TILE_TOKENS; t++)
+    for (uint32_t t = 0; t < MIMO_TILE_TOKENS; t++)
 #pragma unroll
-            for (uint32_t h = 0; h < 2; h++) {
-                team.sum_quads(part[h][t]);
-                sum[2 * h + t % 2] += t / 2 == c ? part[h][t].v : 0.0f;
-            }
-        mimo_mma_add(sums, unit, sum);
+        for (uint32_t h = 0; h < 2; h++) {
+            team.sum_quads(part[h][t]);
+            sums[2 * h + t % 2] += t / 2 == c ? part[h][t].v : 0.0f;
+        }
+}
+
+/* Elements [k, end) of the page that begins at k_page, all of them near. */
+MIMO_BODY inline void mimo_mma_page(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
+                                    const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
+                                    const mimo_tile_columns &columns, const uint8_t *page, uint32_t k_page, uint32_t k,
+                                    uint32_t end)
+{
+    const uint32_t g = team.thread() % MIMO_LANES / 4, c = team.thread() % 4;
+    const uint32_t from = (k - k_page) / MIMO_PAGE_BLOCK, to = (end - k_page + MIMO_PAGE_BLOCK - 1) / MIMO_PAGE_BLOCK;
+    const uint32_t number = (k_page - p.k_first) / MIMO_PAGE_BLOCK, width = p.format == MIMO_FORMAT_F32 ? 4 : 2;
+    /* Where the page's first element would be, if it were near as well. */
+    const uint8_t *x = team.activations + (int32_t)(k_page - near.k_first) * (int32_t)width;
+    if (p.format == MIMO_FORMAT_F32) {
+        const uint32_t bytes = p.k_page / MIMO_PAGE_BLOCK * mimo_page_block_bytes(MIMO_FORMAT_F32);
+        for (uint32_t unit = 0; unit < p.units; unit++) {
+            float sum[4] = {};
+            mimo_mma_floats(team, sum, page + unit * bytes, from, to, number, x, near.row_bytes, columns,
+                            near.row_first);
+            mimo_mma_add(sums, unit, sum);
+        }
+        return;
+    }
+    const bool has_x = columns.has(g);
+    x += (has_x ? columns.row(g) - near.row_first : 0) * near.row_bytes + 16 * c;
+    for (uint32_t part = 0; part < p.m.parts; part++, x += near.part_bytes) {
+        if (p.format == MIMO_FORMAT_MXFP4)
+            mimo_mma_units<MIMO_FORMAT_MXFP4>(team, sums, p.units, page, p.k_page, from, to, number, x, has_x);
+        else if (p.format == MIMO_FORMAT_FP8)
+            mimo_mma_units<MIMO_FORMAT_FP8>(team, sums, p.units, page, p.k_page, from, to, number, x, has_x);
+        else
+            mimo_mma_units<MIMO_FORMAT_BF16>(team, sums, p.units, page, p.k_page, from, to, number, x, has_x);
     }
 }
 
-template <class Ring, class Input>
-MIMO_BODY inline void mimo_tile_page(const mimo_mma_team &team, Ring &ring, mimo_tile_sums<mimo_mma_team> &sums,
-                                     uint32_t format, const mimo_tile_task &task, uint32_t units, uint32_t k,
-                                     uint32_t end, const Input &input, uint32_t T)
+template <class Ring>
+MIMO_BODY inline void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mimo_tile_sums<mimo_mma_team> &sums,
+                                      mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
+                                      const mimo_tile_columns &columns)
 {
-    const uint8_t *page = ring.take();
-    if (format == MIMO_FORMAT_MXFP4)
-        mimo_mma_page<MIMO_FORMAT_MXFP4>(team, sums, page, task, units, k, end);
-    else if (format == MIMO_FORMAT_FP8)
-        mimo_mma_page<MIMO_FORMAT_FP8>(team, sums, page, task, units, k, end);
-    else if (format == MIMO_FORMAT_BF16)
-        mimo_mma_page<MIMO_FORMAT_BF16>(team, sums, page, task, units, k, end);
-    else
-        mimo_mma_float_page(team, sums, page, task, units, k, end, input, T);
-    ring.give();
+    near.factor = p.format == MIMO_FORMAT_MXFP4 ? MIMO_PAGE_MXFP4_UNDO : 1.0f;
+    for (uint32_t i = 0; i < p.pages; i++) {
+        const uint8_t *page = ring.take();
+        const uint32_t k_page = p.k_first + i * p.k_page;
+        const uint32_t last = k_page + p.k_page < p.k_end ? k_page + p.k_page : p.k_end;
+        for (uint32_t k = k_page; k < last;) {
+            mimo_near_fetch(team, near, p, columns, k);
+            const uint32_t end = near.k_end < last ? near.k_end : last;
+            mimo_mma_page(team, sums, near, p, columns, page, k_page, k, end);
+            k = end;
+        }
+        ring.give();
+    }
 }
 
-/* value = i == unit ? of : value. What the compiler knows of the equality it would use to index by unit. */
-MIMO_BODY inline void mimo_mma_pick(float &value, uint32_t i, uint32_t unit, float of)
+/* The sums that a unit has by turns become one. */
+MIMO_BODY inline void mimo_mma_join(mimo_tile_sums<mimo_mma_team> &sums, uint32_t units)
 {
-    asm("{ .reg .pred p; setp.eq.u32 p, %1, %2; selp.f32 %0, %3, %0, p; }" : "+f"(value) : "r"(i), "r"(unit), "f"(of));
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++) {
+        if (units == 1)
+            sums.v[0][j] = (sums.v[0][j] + sums.v[2][j]) + (sums.v[1][j] + sums.v[3][j]);
+        if (units == 2) {
+            sums.v[0][j] += sums.v[2][j];
+            sums.v[1][j] += sums.v[3][j];
+        }
+    }
 }
 
+/* A unit at a time: warps put their sums side by side, and two of them, others each time, add these while the rest go
+ * on. */
 template <class Store>
-MIMO_BODY inline void mimo_tile_store(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums, uint32_t units,
-                                      uint32_t T, Store store)
+MIMO_BODY inline void mimo_tile_store(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
+                                      mimo_tile_near<mimo_mma_team> &near, uint32_t units, uint32_t mask, Store store)
 {
-    const uint32_t lane = team.thread() % MIMO_LANES, g = lane / 4, c = lane % 4, warps = team.warps();
-    team.sync(); /* nobody reads the sums of the tile before */
-    for (uint32_t unit = 0; unit < units; unit++) {
-        float value[4] = {};
+    const uint32_t lane = team.thread() % MIMO_LANES, g = lane / 4, c = lane % 4;
+    mimo_mma_join(sums, units);
 #pragma unroll
-        for (uint32_t i = 0; i < MIMO_MMA_UNITS; i++)
+    for (uint32_t unit = 0; unit < MIMO_TILE_UNITS; unit++) {
+        if (unit >= units)
+            break;
+        float *all = team.sums + near.turn % 2 * MIMO_MMA_WARPS * MIMO_MMA_VALUES;
+        float *own = all + team.warp() * MIMO_MMA_VALUES + 2 * c * MIMO_MMA_COLUMN + g;
 #pragma unroll
-            for (uint32_t j = 0; j < 4; j++)
-                mimo_mma_pick(value[j], i, unit, sums.v[i][j]);
-        float *all = team.sums + unit % 2 * warps * MIMO_MMA_VALUES, *own = all + team.warp() * MIMO_MMA_VALUES;
         for (uint32_t j = 0; j < 4; j++)
-            own[(g + j / 2 * 8) * MIMO_TILE_TOKENS + 2 * c + j % 2] = value[j];
+            own[j % 2 * MIMO_MMA_COLUMN + j / 2 * 8] = sums.v[unit][j];
         team.sync();
-        team.threads(MIMO_MMA_VALUES / 2, [&](uint32_t i) {
-            const uint32_t t = i % MIMO_TILE_TOKENS;
-            float lower = all[i], upper = all[i + MIMO_MMA_VALUES / 2];
-            for (uint32_t w = 1; w < warps; w++) {
-                lower += all[w * MIMO_MMA_VALUES + i];
-                upper += all[w * MIMO_MMA_VALUES + i + MIMO_MMA_VALUES / 2];
-            }
-            if (t < T)
-                store(unit, i / MIMO_TILE_TOKENS, t, lower, upper);
-        });
+        const uint32_t i = (team.thread() - near.turn++ * 2 * MIMO_LANES) % (MIMO_MMA_WARPS * MIMO_LANES), t = i / 8;
+        if (i >= 2 * MIMO_LANES || !(mask >> t & 1))
+            continue;
+        const float *value = all + t * MIMO_MMA_COLUMN + i % 8;
+        float lower = value[0], upper = value[8];
+#pragma unroll
+        for (uint32_t w = 1; w < MIMO_MMA_WARPS; w++) {
+            lower += value[w * MIMO_MMA_VALUES];
+            upper += value[w * MIMO_MMA_VALUES + 8];
+        }
+        store(unit, i % 8, t, lower * near.factor, upper * near.factor);
     }
 }
 

@@ -4,6 +4,7 @@
 
 static constexpr int LOAD_REGISTERS = 40, COMPUTE_REGISTERS = 232;
 
+static_assert(MIMO_RESIDENT_WARPS == MIMO_MMA_WARPS && MIMO_TILE_SUMS == 2 * MIMO_MMA_VALUES, "a team of tensor cores");
 static_assert(MIMO_RESIDENT_LOADERS * LOAD_REGISTERS + MIMO_RESIDENT_TEAM * COMPUTE_REGISTERS <= 65536,
               "registers of an SM");
 
@@ -19,6 +20,7 @@ __device__ __forceinline__ mimo_resident_cta mimo_resident_role(const mimo_tile_
     team.size = MIMO_RESIDENT_TEAM;
     team.barrier = MIMO_RESIDENT_BARRIER;
     team.activations = shared + layout.activations;
+    team.activation_bytes = layout.ring - layout.activations;
     team.sums = mimo_cuda_own_scratch(team);
     return {machine, layout, lost, shared, team, computes, 0};
 }

@@ -8,7 +8,7 @@
 #include "cuda/op/noise.h"
 #include "cuda/tile/filter.h"
 #include "cuda/tile/lookup.h"
-#include "cuda/tile/matrix.h"
+#include "cuda/tile/multiply.h"
 
 /* Some logit is no number, or none is finite. */
 #define MIMO_TILE_NO_TOKEN UINT32_MAX

@@ -1,7 +1,8 @@
 /* What tile tasks work on: the areas of task.h as memory, and where a round stands.
  *
  * Rows beyond a step's are left as they are. P is [splits, MIMO_TILE_TOKENS, rows], S is [splits, MIMO_TILE_TOKENS, N,
- * Dv + 4] (acc, m, l), N is x times a norm's weight: who reads it multiplies by mimo_tile_scale of the row. */
+ * Dv + 4] (acc, m, l), N is x times a norm's weight: who reads it multiplies by mimo_tile_scales of the row. U of
+ * experts has the routing weight in it. */
 #ifndef MIMO_CUDA_TILE_MACHINE_H
 #define MIMO_CUDA_TILE_MACHINE_H
 
@@ -48,6 +49,15 @@ typedef struct mimo_tile_round {
     uint32_t stopped;       /* the host's stop word ended it */
 } mimo_tile_round;
 
+/* Rows of activations to be multiplied with (tile/operand.h): BF16, in parts; zeros beyond a row. Strides in elements:
+ * from row to row, a multiple of MIMO_PAGE_BLOCK, and from part to part. */
+typedef struct mimo_tile_operand {
+    uint16_t *at;
+    size_t stride, part;
+} mimo_tile_operand;
+
+enum { MIMO_TILE_EXACT_PARTS = 3 };
+
 typedef struct mimo_tile_machine {
     mimo_cuda_state target, context, block; /* a drafter's context and its block have rows of their own */
     const uint8_t *const *pages[2];         /* [operations of a tape] */
@@ -59,8 +69,9 @@ typedef struct mimo_tile_machine {
     uint32_t vocab, draft_vocab;             /* ids, */
     uint32_t draft_block;                    /* and rows of a block; 0: no drafter */
     uint32_t *counter;
-    float *n;       /* [T, x_stride] */
-    float *squares; /* [T, pieces] sums of squares of x */
+    uint32_t parts;            /* of the operands: 1, or MIMO_TILE_EXACT_PARTS */
+    mimo_tile_operand n, a, u; /* N and A [T], U [T * K, or T] */
+    float *squares;            /* [T, pieces] sums of squares of x */
     float *p, *s;
     mimo_moe *moe;
     mimo_tile_best *best;  /* [T, spans] */
@@ -72,13 +83,15 @@ typedef struct mimo_tile_machine {
     mimo_stamp *stamps;      /* [tasks] when each ran last; NULL: nobody asks */
 } mimo_tile_machine;
 
+enum { MIMO_TILE_SUMS = 2 * (MIMO_TILE_UNIT + 4) * MIMO_TILE_TOKENS }; /* floats a warp, see below */
+
 /* Floats of scratch of a team of `warps` warps; heads are up to `head` wide, their values up to `value`. What bodies
- * keep of their own also holds the sums of a tile's unit across warps (sm90/mma.h), which no body needs at the same
- * time. */
+ * keep of their own also holds the sums of two units of a tile across warps (sm90/mma.h), which no body needs at the
+ * same time. */
 static inline size_t mimo_tile_scratch_floats(uint32_t warps, uint32_t head, uint32_t value)
 {
     const size_t attend = warps * (MIMO_TILE_CHUNK + 2 * ((size_t)value + 4)), rows = MIMO_TILE_TOKENS * (size_t)head;
-    const size_t sums = warps * (size_t)MIMO_CUDA_CHUNK, most = attend > rows ? attend : rows;
+    const size_t sums = warps * (size_t)MIMO_TILE_SUMS, most = attend > rows ? attend : rows;
     return MIMO_CUDA_ROWS * 9 + (most > sums ? most : sums);
 }
 

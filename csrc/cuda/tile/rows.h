@@ -5,7 +5,7 @@
 #include "cuda/op/attention.h"
 #include "cuda/op/dense.h"
 #include "cuda/op/route.h"
-#include "cuda/tile/matrix.h"
+#include "cuda/tile/multiply.h"
 
 /* The weight of the norm before the operation after a task's. */
 MIMO_BODY inline const float *mimo_tile_next_norm(const mimo_cuda_state &s, const mimo_tile_task &task)
@@ -30,9 +30,8 @@ MIMO_BODY inline void mimo_tile_norm(const Team &team, const mimo_tile_machine &
 {
     const float *x = s.work.x + t * s.work.x_stride + task.first;
     const float *weight = mimo_tile_next_norm(s, task) + task.first;
-    float *n = m.n + t * s.work.x_stride + task.first;
     team.sync();
-    team.threads(task.count, [&](uint32_t i) { n[i] = x[i] * weight[i]; });
+    team.threads(task.count, [&](uint32_t i) { mimo_tile_put(m.n, m.parts, t, task.first + i, x[i] * weight[i]); });
     if (team.warp() != 0)
         return;
     typename Team::template lane_value<float> sum;
@@ -172,18 +171,17 @@ MIMO_BODY inline void mimo_tile_join(const Team &team, float *into, const float 
 
 /* The sink joins, and a head's part of row t of A is written. */
 template <class Team>
-MIMO_BODY inline void mimo_tile_attended(const Team &team, const mimo_cuda_state &s, const mimo_cuda_layer &layer,
+MIMO_BODY inline void mimo_tile_attended(const Team &team, const mimo_tile_machine &m, const mimo_cuda_layer &layer,
                                          uint32_t t, uint32_t head, const float *total)
 {
     const uint32_t Dv = layer.attention.v_head_dim;
-    float m = total[Dv], a = 1.0f, b = 0.0f;
+    float most = total[Dv], a = 1.0f, b = 0.0f;
     if (layer.attention.sinks)
-        mimo_cuda_rescale(&a, &b, &m, layer.sinks[head]);
+        mimo_cuda_rescale(&a, &b, &most, layer.sinks[head]);
     const float inverse = a / (total[Dv + 1] * a + b);
-    float *out = s.work.a + t * s.work.a_stride + (size_t)head * Dv;
     team.lanes([&](uint32_t lane) {
         for (uint32_t e = lane; e < Dv; e += MIMO_LANES)
-            out[e] = total[e] * inverse;
+            mimo_tile_put(m.a, m.parts, t, head * Dv + e, total[e] * inverse);
     });
 }
 
@@ -238,7 +236,7 @@ MIMO_BODY inline void mimo_tile_attend(const Team &team, const mimo_tile_machine
         mimo_tile_attend_head(team, s, layer, task, t, head, own, total, part);
         team.meet();
         if (task.splits == 1) {
-            mimo_tile_attended(team, s, layer, t, head, total);
+            mimo_tile_attended(team, m, layer, t, head, total);
             continue;
         }
         float *to = m.s + (((size_t)task.split * MIMO_TILE_TOKENS + t) * N + head) * row;
@@ -275,7 +273,7 @@ MIMO_BODY inline void mimo_tile_merge(const Team &team, const mimo_tile_machine 
             team.meet();
             any = true;
         }
-        mimo_tile_attended(team, s, layer, t, head, total);
+        mimo_tile_attended(team, m, layer, t, head, total);
         team.meet();
     }
 }
