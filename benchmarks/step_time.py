@@ -6,9 +6,8 @@ stages: each shape is made (headers only), its tape is lowered to the queues of 
 
 Assumptions (each an option):
 - Bandwidth, memory and L2 as NVIDIA publishes them (8 GPUs of one node), of which kernels reach --fraction.
-- A stage waits for all of the stage before, which costs --hand-over us; adding partial sums over the ranks costs --all-reduce us
-  instead; choosing experts costs --choose us more. Arithmetic hides behind memory.
-  --fused says what if some kinds of stages were part of the next one.
+- A stage waits for all of the stage before, which costs --hand-over us. Partial sums are joined by the last who made some, which
+  costs --join us, over the ranks --all-reduce us instead; choosing experts costs --choose us more. Arithmetic hides behind memory.
 - Weights are asked for ahead as far as the ring in shared memory is long; experts only when they are chosen, and until then up to
   half of L2 is filled with what comes after them. Nothing else is overlapped.
 - Experts of the rows of a step: each row chooses K of E. A choice is one of the row before with probability --overlap, else
@@ -60,19 +59,20 @@ def main() -> None:
     )
     parser.add_argument("--fraction", type=float, default=default.fraction, help="of the published bandwidth (default %(default)s)")
     parser.add_argument("--hand-over", type=float, default=default.hand_over * 1e6, help="us (default %(default)s)")
+    parser.add_argument("--join", type=float, default=default.join * 1e6, help="us (default %(default)s)")
     parser.add_argument("--all-reduce", type=float, default=default.all_reduce * 1e6, help="us (default %(default)s)")
     parser.add_argument("--choose", type=float, default=default.choose * 1e6, help="us (default %(default)s)")
     parser.add_argument("--context", type=int, default=default.context, help="positions (default %(default)s)")
-    parser.add_argument("--fused", default="", help="kinds of stages to count as part of the next, e.g. heads,merge,choose")
     args = parser.parse_args()
-    fused = frozenset(filter(None, args.fused.split(",")))
-    assume = Assumptions(args.fraction, args.hand_over / 1e6, args.all_reduce / 1e6, args.choose / 1e6, 0.0, args.context, fused)
+    times = (us / 1e6 for us in (args.hand_over, args.join, args.all_reduce, args.choose))
+    assume = Assumptions(args.fraction, *times, 0.0, args.context)
     overlaps = [float(text) for text in args.overlap.split(",")]
     print(
         f"Projections, not measurements: {assume.fraction:.0%} of the published bandwidth, {args.hand_over:g} us a hand-over, ",
         end="",
     )
-    print(f"{args.all_reduce:g} us an all-reduce, {args.choose:g} us a choice of experts, {assume.context} positions of context.\n")
+    print(f"{args.join:g} us a join, {args.all_reduce:g} us an all-reduce, {args.choose:g} us a choice of experts, ", end="")
+    print(f"{assume.context} positions of context.\n")
     print("| shape | node | weights a GPU | width | overlap | GB read a GPU | floor ms | model ms | of floor | stages ", end="")
     print("| tokens/s at " + " | at ".join(f"{acceptance:.2f}" for acceptance in ACCEPTANCES) + " |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|" + "---:|" * len(ACCEPTANCES))

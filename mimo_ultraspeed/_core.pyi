@@ -167,10 +167,10 @@ class Rank:
         window or 0) of the tape's operations in order, then of the drafter's."""
     def stages(
         self, sms: int, shared_bytes: int, l2_bytes: int, /
-    ) -> tuple[list[tuple[str, str, int, int, int, int, int, int, tuple[int, ...]]], int, int]:
-        """Of a round lowered for a GPU: its stages (kind, operation, layer or -1, 1 of the drafter, bytes of pages, of one expert
-        where they are chosen, those of the SM with most, tasks, tiles of the matrix, dimensions), pages of the ring, and bytes of
-        activations in shared memory."""
+    ) -> tuple[list[tuple[str, str, str, int, int, int, int, int, int, tuple[int, ...]]], int, int]:
+        """Of a round lowered for a GPU: its stages (kind, kind of joins or "", operation, layer or -1, 1 of the drafter, bytes
+        of pages, of one where experts are chosen, those of the SM with most, tasks, tiles of the matrix, dimensions), pages of the
+        ring, and bytes of activations in shared memory."""
     def open(self, device: int, path: str, image: str, seed: int, /) -> str:
         """Makes weights, keys and values on GPU number `device` for a path ("plain" or "resident"), whose kernels are the file
         `image`, and returns the GPU's name. Errors are those of an Engine's device."""
@@ -186,7 +186,7 @@ class Rank:
         """[count] seconds of the drafter's context of `rows` rows and one block, up to 8."""
     def trace(self, rows: int, draft: bool, /) -> tuple[list[tuple[str, str, int, int, int]], NDArray[np.uint64]]:
         """One step (or context and block): its launches (kernel, operation, layer or -1, CTAs, first stamp) and the stamps [n, 3]
-        of their CTAs: begin and end in ns of one clock, and the multiprocessor. On the resident path stages and their tasks."""
+        of their CTAs: begin and end in ns of one clock, and the multiprocessor. On the resident path stages, tasks and joins."""
     def read(self, rows: int, /) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
         """Of the last step: [rows, K] experts of its last sparse layer, ascending, and logits [rows, V of the rank]."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,12 +45,12 @@ MIB = float(1 << 20)
 
 
 def test_without_waits_memory_never_stops() -> None:
-    loads = [(3 * MIB, 0.0, False), (5 * MIB, 0.0, False)]
+    loads = [(3 * MIB, 0.0, 0.0, False), (5 * MIB, 0.0, 0.0, False)]
     assert model.pipeline(loads, MIB, 2 * MIB, 0.0) == pytest.approx(8.0)
 
 
 def test_a_wait_hides_behind_what_the_ring_holds() -> None:
-    loads = [(4 * MIB, 0.0, False), (4 * MIB, 3.0, False)]
+    loads = [(4 * MIB, 0.0, 1.0, False), (4 * MIB, 2.0, 0.0, False)]  # 1 s of joins, then 2 s of waiting
     # The ring takes 2 MiB while the second stage waits 3 s, then memory stands for 1 s.
     assert model.pipeline(loads, MIB, 2 * MIB, 0.0) == pytest.approx(4 + 3 + 2)
     assert model.pipeline(loads, MIB, 4 * MIB, 0.0) == pytest.approx(8.0)
@@ -58,11 +59,31 @@ def test_a_wait_hides_behind_what_the_ring_holds() -> None:
 
 
 def test_chosen_stages_wait_and_l2_fills_meanwhile() -> None:
-    loads = [(2 * MIB, 0.0, False), (0.0, 4.0, False), (4 * MIB, 0.0, True), (6 * MIB, 0.0, False)]
+    loads = [(2 * MIB, 0.0, 0.0, False), (0.0, 3.0, 1.0, False), (4 * MIB, 0.0, 0.0, True), (6 * MIB, 0.0, 0.0, False)]
     # Chosen at 6 s; 4 s of memory were free: without L2 they are lost, with it they go to the last stage.
     assert model.pipeline(loads, MIB, 8 * MIB, 0.0) == pytest.approx(6 + 4 + 6)
     assert model.pipeline(loads, MIB, 8 * MIB, 3 * MIB) == pytest.approx(6 + 4 + 3)
     assert model.pipeline(loads, MIB, 8 * MIB, 99 * MIB) == pytest.approx(6 + 4 + 2)
+
+
+def test_what_stages_and_joins_cost() -> None:
+    gpu, assume = model.GPUS["H200"], model.Assumptions(fraction=1.0)
+    byte = 1 / gpu.bandwidth
+
+    def time(*stages: model.Stage, rows: int = 1) -> float:
+        return model.step(model.Lowered(stages, 1e6, 0.0, 1, 0), gpu, rows, False, assume).time
+
+    def stage(kind: str, join: str = "", **fields: Any) -> model.Stage:
+        return model.Stage(kind, join, "op", 0, False, **({"bytes": 0.0} | fields))
+
+    hand_over, joined = assume.hand_over, assume.hand_over + assume.join
+    assert time(stage("attend")) == pytest.approx(hand_over)
+    assert time(stage("project", "heads")) == pytest.approx(joined)
+    assert time(stage("project", "choose"), stage("attend")) == pytest.approx(joined + assume.choose + hand_over)
+    assert time(stage("project", "reduce")) == pytest.approx(hand_over + assume.all_reduce)
+    # 8 of 16 experts in 100 tiles each, dealt to 132 SMs: 7 units of the busiest, 800 / 132 of the mean.
+    experts = {"experts": 16, "top_k": 8, "tiles": 100, "bytes": 1e9}
+    assert time(stage("expert_up", **experts)) == pytest.approx(hand_over + 8e9 * byte * 7 * 132 / 800, rel=1e-3)
 
 
 def test_bytes_are_those_of_the_checkpoint(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@
  * A Cta has
  *   number()                 which queue is its own
  *   wait(counter, step, back, count)   until the counter has all signals (task.h); false: the machine is lost
- *   signal(counter)          adds one, after all that the team wrote
- *   copy(from, bytes)        the next page into the ring, when there is room; false: lost
- *   hint(from, bytes)        will be copied soon
- *   team()                   the threads that compute
- *   clock(), stamp(to, begin)          nanoseconds; notes when the team began and ended, and where
- *   ring()                   take(): the next page, all of it there; give(): it may be overwritten */
+ *   signal(counter, count)   adds, after all that the team wrote
+ *   arrive(first, count, step)   at joins (at most 32), after all that the team wrote: a bit for each whose last
+ * arrival of the step it was; all that those before wrote is seen copy(from, bytes)        the next page into the ring,
+ * when there is room; false: lost hint(from, bytes)        will be copied soon team()                   the threads
+ * that compute clock(), stamp(to, begin)          nanoseconds; notes when the team began and ended, and where ring()
+ * take(): the next page, all of it there; give(): it may be overwritten */
 #ifndef MIMO_CUDA_ENGINE_H
 #define MIMO_CUDA_ENGINE_H
 
@@ -48,7 +48,7 @@ template <class F> MIMO_BODY inline bool mimo_engine_pages(const mimo_tile_machi
 /* Whether round `step` begins: the one before is over and has left something to do. */
 template <class Cta> MIMO_BODY inline bool mimo_engine_begins(Cta &cta, const mimo_tile_machine &m, uint32_t step)
 {
-    return cta.wait(m.last, step, 1, m.last_tasks) && !*(volatile const uint32_t *)&m.round->over;
+    return cta.wait(m.last, step, 1, m.last_count) && !*(volatile const uint32_t *)&m.round->over;
 }
 
 /* Weights of the next tasks that do not depend on the router. */
@@ -80,6 +80,16 @@ MIMO_BODY_HERE void mimo_engine_load(Cta &cta, const mimo_tile_machine &m, uint3
         }
 }
 
+/* The number of the lowest bit that is set: ones of those below it. */
+MIMO_BODY inline uint32_t mimo_engine_lowest(uint32_t bits)
+{
+#ifdef __CUDA_ARCH__
+    return (uint32_t)__popc(~bits & (bits - 1));
+#else
+    return (uint32_t)__builtin_popcount(~bits & (bits - 1));
+#endif
+}
+
 template <class Team, class Ring>
 MIMO_BODY_HERE void mimo_engine_run(const Team &team, Ring &ring, const mimo_tile_machine &m,
                                     const mimo_tile_task &task)
@@ -92,16 +102,10 @@ MIMO_BODY_HERE void mimo_engine_run(const Team &team, Ring &ring, const mimo_til
     case MIMO_TILE_EXPERT_DOWN:
     case MIMO_TILE_DENSE_UP:
         return mimo_tile_multiply(team, m, task, ring);
-    case MIMO_TILE_REDUCE:
-        return mimo_tile_reduce(team, m, task);
-    case MIMO_TILE_HEADS:
-        return mimo_tile_heads(team, m, task);
     case MIMO_TILE_ATTEND:
         return mimo_tile_attend(team, m, task);
     case MIMO_TILE_MERGE:
         return mimo_tile_merge(team, m, task);
-    case MIMO_TILE_CHOOSE:
-        return mimo_tile_choose(team, m, task);
     case MIMO_TILE_SAMPLE:
         return mimo_tile_sample(team, m, task);
     case MIMO_TILE_ACCEPT:
@@ -112,9 +116,45 @@ MIMO_BODY_HERE void mimo_engine_run(const Team &team, Ring &ring, const mimo_til
         return mimo_tile_draft_sample(team, m, task);
     case MIMO_TILE_PROPOSE:
         return mimo_tile_propose(team, m);
-    case MIMO_TILE_KINDS:
+    default:
         return;
     }
+}
+
+template <class Team>
+MIMO_BODY_HERE void mimo_engine_run_join(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &join)
+{
+    switch ((mimo_tile_kind)join.kind) {
+    case MIMO_TILE_REDUCE:
+        return mimo_tile_reduce(team, m, join);
+    case MIMO_TILE_HEADS:
+        return mimo_tile_heads(team, m, join);
+    case MIMO_TILE_CHOOSE:
+        return mimo_tile_choose(team, m, join);
+    default:
+        return;
+    }
+}
+
+/* Arrives at a task's joins and runs those that it was the last at; how many. */
+template <class Cta>
+MIMO_BODY_HERE uint32_t mimo_engine_joins(Cta &cta, const mimo_tile_machine &m, const mimo_tile_task &task,
+                                          uint32_t step)
+{
+    uint32_t ran = 0;
+    for (uint32_t arrived = 0; arrived < task.joins; arrived += MIMO_LANES) {
+        const uint32_t first = task.join + arrived, left = task.joins - arrived, most = MIMO_LANES;
+        uint32_t ready = cta.arrive(first, left < most ? left : most, step);
+        for (; ready != 0; ready &= ready - 1) {
+            const uint32_t j = first + mimo_engine_lowest(ready);
+            const uint64_t begin = m.stamps != nullptr ? cta.clock() : 0;
+            mimo_engine_run_join(cta.team(), m, m.join[j]);
+            if (m.stamps != nullptr)
+                cta.stamp(m.stamps[m.tasks + j], begin);
+            ran++;
+        }
+    }
+    return ran;
 }
 
 template <class Cta>
@@ -129,7 +169,9 @@ MIMO_BODY_HERE void mimo_engine_compute(Cta &cta, const mimo_tile_machine &m, ui
             mimo_engine_run(cta.team(), cta.ring(), m, task);
             if (m.stamps != nullptr)
                 cta.stamp(m.stamps[i], begin);
-            cta.signal(task.signal);
+            const uint32_t signals = task.joins == 0 ? 1 : mimo_engine_joins(cta, m, task, step);
+            if (signals > 0)
+                cta.signal(task.signal, signals);
         }
 }
 

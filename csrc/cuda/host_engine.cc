@@ -108,9 +108,20 @@ struct role_type {
                 mimo_mail_say(lost, cta.index, role, counter, at, load(value) - (at - back) * count, count);
             });
     }
-    void signal(uint32_t counter)
+    void signal(uint32_t counter, uint32_t count)
     {
-        __atomic_fetch_add(&cta.all->machine->counter[counter], 1, __ATOMIC_RELEASE);
+        __atomic_fetch_add(&cta.all->machine->counter[counter], count, __ATOMIC_RELEASE);
+    }
+    uint32_t arrive(uint32_t first, uint32_t count, uint32_t at)
+    {
+        const mimo_tile_machine &m = *cta.all->machine;
+        uint32_t ready = 0;
+        for (uint32_t i = 0; i < count; i++) {
+            const uint32_t arrivals = m.join[first + i].wait_count;
+            const uint32_t before = __atomic_fetch_add(&m.counter[m.counters + first + i], 1, __ATOMIC_ACQ_REL);
+            ready |= (uint32_t)(before + 1 == (at + 1) * arrivals) << i;
+        }
+        return ready;
     }
     bool copy(const uint8_t *from, uint32_t bytes)
     {

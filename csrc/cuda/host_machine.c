@@ -156,15 +156,17 @@ static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *tar
     const mimo_queues *q = &host->queues;
     const mimo_config *c = target->state.config;
     m->task = q->task;
+    m->join = q->join;
+    m->tasks = q->tasks;
+    m->counters = q->counters;
     m->begin = q->begin;
     m->last = q->counters - 1;
-    for (uint32_t i = 0; i < q->tasks; i++)
-        m->last_tasks += q->task[i].signal == m->last;
+    m->last_count = q->last_count;
     m->columns = q->columns;
     m->pieces = (uint32_t)mimo_ceil_div(c->hidden, q->columns);
     m->spans = q->spans;
     m->parts = MIMO_TILE_EXACT_PARTS;
-    MIMO_TRY(take(host, &m->counter, q->counters, sizeof *m->counter, err));
+    MIMO_TRY(take(host, &m->counter, q->counters + (size_t)q->joins, sizeof *m->counter, err));
     MIMO_TRY(open_operand(host, &m->n, MIMO_TILE_TOKENS, c->hidden, err));
     MIMO_TRY(open_operand(host, &m->a, MIMO_TILE_TOKENS, q->a_width, err));
     MIMO_TRY(open_operand(host, &m->u, MIMO_TILE_TOKENS * (size_t)mimo_max(1, c->top_k), q->u_width, err));
@@ -241,7 +243,7 @@ void mimo_host_machine_close(mimo_host_machine *host)
 void mimo_host_machine_run(mimo_host_machine *host, uint32_t rounds)
 {
     mimo_host_ctas_run(&host->ctas, host->step, host->step + rounds);
-    host->step = host->machine.counter[host->machine.last] / host->machine.last_tasks;
+    host->step = host->machine.counter[host->machine.last] / host->machine.last_count;
 }
 
 void mimo_host_machine_begin(mimo_host_machine *host, const uint32_t *prompt, uint32_t count, uint32_t limit)

@@ -19,18 +19,67 @@ typedef struct lowering {
     bool writes;
     uint32_t turn; /* SM that a stage's first odd task goes to, so that none has all of them */
     uint32_t stage, stage_tasks;
-    uint32_t before, before_tasks; /* counter of the stage before, and its tasks */
-    uint32_t last, last_tasks;     /* of the whole round; known in the second pass */
-    uint32_t route, route_tasks;   /* of the layer's CHOOSE */
+    uint32_t join, joins;          /* the stage's first, and all so far */
+    uint32_t before, before_count; /* counter of the stage before, and what it grows by in a step */
+    uint32_t last, last_count;     /* of the whole round; known in the second pass */
+    uint32_t route, route_count;   /* of the layer's ROUTE */
     mimo_tile_task common;         /* of the operation's tasks */
 } lowering;
+
+/* ---- joins: a stage's are added before its tasks ---- */
+
+static mimo_tile_task begin_join(const lowering *b, mimo_tile_kind kind, uint32_t splits)
+{
+    mimo_tile_task join = b->common;
+    join.kind = (uint8_t)kind;
+    join.splits = (uint16_t)splits;
+    join.wait = join.load_wait = MIMO_NO_COUNTER;
+    join.signal = (uint16_t)b->stage;
+    return join;
+}
+
+static void add_join(lowering *b, const mimo_tile_task *join)
+{
+    if (b->writes)
+        b->q->join[b->joins] = *join;
+    b->joins++;
+}
+
+/* The rows of P that a join adds up: of all splits. */
+static void join_rows(const mimo_tile_task *join, uint32_t *first, uint32_t *end)
+{
+    const bool heads = join->kind == MIMO_TILE_HEADS;
+    *first = heads ? join->k_first : join->first;
+    *end = *first + (heads ? join->k_count : join->count);
+}
+
+/* The joins that a task's rows are in, which are neighbours; they learn of it. */
+static void set_joins(lowering *b, mimo_tile_task *task)
+{
+    task->joins = 0;
+    for (uint32_t j = b->join; j < b->joins; j++) {
+        mimo_tile_task *join = &b->q->join[j];
+        uint32_t first, end;
+        join_rows(join, &first, &end);
+        if (task->first >= end || first >= task->first + task->count)
+            continue;
+        if (task->joins++ == 0)
+            task->join = j;
+        join->wait_count++;
+    }
+}
+
+/* ---- tasks ---- */
 
 static void emit(lowering *b, uint32_t sm, const mimo_tile_task *task)
 {
     const uint32_t at = b->filled[sm]++;
     b->stage_tasks++;
-    if (b->writes)
-        b->q->task[b->q->begin[sm] + at] = *task;
+    if (!b->writes)
+        return;
+    mimo_tile_task *to = &b->q->task[b->q->begin[sm] + at];
+    *to = *task;
+    set_joins(b, to);
 }
 
 /* Begins a stage; its tasks are copies of what is returned. */
@@ -41,7 +90,7 @@ static mimo_tile_task begin_stage(lowering *b, mimo_tile_kind kind)
     task.kind = (uint8_t)kind;
     task.signal = (uint16_t)b->stage;
     task.wait = (uint16_t)(first ? b->last : b->before);
-    task.wait_count = first ? b->last_tasks : b->before_tasks;
+    task.wait_count = first ? b->last_count : b->before_count;
     task.wait_back = first;
     task.load_wait = MIMO_NO_COUNTER;
     task.splits = 1;
@@ -52,7 +101,8 @@ static mimo_tile_task begin_stage(lowering *b, mimo_tile_kind kind)
 static void end_stage(lowering *b)
 {
     b->before = b->stage++;
-    b->before_tasks = b->stage_tasks;
+    b->before_count = b->joins > b->join ? b->joins - b->join : b->stage_tasks;
+    b->join = b->joins;
 }
 
 /* The next SM in turn, for stages of small tasks. */
@@ -126,13 +176,52 @@ static void lower_tiles(lowering *b, mimo_tile_kind kind, const mimo_tile_matrix
     end_stage(b);
 }
 
-static void project(lowering *b, uint32_t rows, uint32_t K, bool whole)
+/* x and N of the step from sums of H columns. */
+static void join_columns(lowering *b, uint32_t H)
 {
-    const mimo_tile_matrix m = {
-        .rows = rows, .K = K, .format = b->tape[b->common.tape]->format[b->common.op_code], .whole = whole};
+    mimo_tile_task join = begin_join(b, MIMO_TILE_REDUCE, shape_of(b)->splits);
+    for (uint32_t first = 0; first < H; first += b->q->columns) {
+        join.first = first;
+        join.count = (uint32_t)mimo_min(b->q->columns, H - first);
+        add_join(b, &join);
+    }
+}
+
+/* One join a head of `layer`: `queries` query heads, then G keys and G values, whose rows of P begin at `row`. Returns
+ * where they end. */
+static uint32_t join_heads(lowering *b, uint16_t layer, uint32_t queries, const mimo_attention *a, uint32_t row)
+{
+    mimo_tile_task join = begin_join(b, MIMO_TILE_HEADS, shape_of(b)->splits);
+    join.layer = layer;
+    join.count = 1;
+    for (uint32_t head = 0; head < queries + 2 * a->kv_heads; head++) {
+        join.first = head;
+        join.k_first = row;
+        join.k_count = head < queries + a->kv_heads ? a->head_dim : a->v_head_dim;
+        row += join.k_count;
+        add_join(b, &join);
+    }
+    return row;
+}
+
+/* The rows of a matrix by K; reducers: SMs that add its partial sums. */
+static mimo_tile_matrix pick_project(lowering *b, uint32_t rows, uint32_t K, uint32_t reducers)
+{
+    const mimo_tile_matrix m = {.rows = rows,
+                                .K = K,
+                                .format = b->tape[b->common.tape]->format[b->common.op_code],
+                                .whole = reducers == 0,
+                                .reducers = reducers};
     mimo_pick_matrix(shape_of(b), &m, b->gpu, &b->q->shared);
-    lower_tiles(b, MIMO_TILE_PROJECT, &m);
     keep_largest(&b->q->partial_floats, (uint64_t)shape_of(b)->splits * T * rows);
+    return m;
+}
+
+static void project(lowering *b, uint32_t H, uint32_t K)
+{
+    const mimo_tile_matrix m = pick_project(b, H, K, b->q->sms);
+    join_columns(b, H);
+    lower_tiles(b, MIMO_TILE_PROJECT, &m);
 }
 
 static void lower_dense_up(lowering *b, uint32_t H, uint32_t F)
@@ -151,7 +240,7 @@ static mimo_tile_task begin_expert_stage(lowering *b, mimo_tile_kind kind)
     set_weights(&task, shape_of(b));
     task.expert_pages = shape_of(b)->expert_pages;
     task.load_wait = (uint16_t)b->route;
-    task.load_wait_count = (uint16_t)b->route_tasks;
+    task.load_wait_count = (uint16_t)b->route_count;
     return task;
 }
 
@@ -175,13 +264,19 @@ static void lower_expert_up(lowering *b, const uint32_t *dim)
     keep_widest(&b->q->u_width, F);
 }
 
+static void pick_expert_down(mimo_tile_shape *shape, const mimo_tape *tape, const uint32_t *dim, const mimo_gpu *gpu)
+{
+    const mimo_tile_matrix m = {
+        .rows = dim[1], .K = dim[0], .format = tape->format[MIMO_OP_EXPERT_DOWN], .experts = dim[2], .top_k = dim[3]};
+    mimo_pick_expert_down(shape, &m, gpu);
+}
+
 static void lower_expert_down(lowering *b, const uint32_t *dim)
 {
-    const uint32_t F = dim[0], H = dim[1], E = dim[2], K = dim[3];
-    const mimo_format format = b->tape[b->common.tape]->format[MIMO_OP_EXPERT_DOWN];
-    const mimo_tile_matrix m = {.rows = H, .K = F, .format = format, .experts = E, .top_k = K};
+    const uint32_t F = dim[0], H = dim[1];
     mimo_tile_shape *shape = shape_of(b);
-    mimo_pick_expert_down(shape, &m, b->gpu);
+    pick_expert_down(shape, b->tape[b->common.tape], dim, b->gpu);
+    join_columns(b, H);
     mimo_tile_task task = begin_expert_stage(b, MIMO_TILE_EXPERT_DOWN);
     task.splits = (uint16_t)shape->splits;
     task.k_count = F;
@@ -230,51 +325,48 @@ static void lower_one(lowering *b, mimo_tile_kind kind, uint32_t splits)
     end_stage(b);
 }
 
-static void reduce(lowering *b, uint32_t H)
+static void lower_qkv(lowering *b, const uint32_t *dim, const mimo_attention *a)
 {
-    lower_rows(b, MIMO_TILE_REDUCE, 0, T, H, b->q->columns, shape_of(b)->splits);
-}
-
-/* One task a head: `queries` query heads, then G keys and G values, whose rows of P begin at `row`. */
-static void emit_heads(lowering *b, mimo_tile_task *task, uint32_t queries, const mimo_attention *a, uint32_t row)
-{
-    task->splits = (uint16_t)shape_of(b)->splits;
-    task->count = 1;
-    for (uint32_t head = 0; head < queries + 2 * a->kv_heads; head++) {
-        task->first = head;
-        task->k_first = row;
-        task->k_count = head < queries + a->kv_heads ? a->head_dim : a->v_head_dim;
-        row += task->k_count;
-        emit(b, next_sm(b), task);
-    }
-}
-
-static void lower_heads(lowering *b, const mimo_attention *a)
-{
-    mimo_tile_task task = begin_stage(b, MIMO_TILE_HEADS);
-    emit_heads(b, &task, a->heads, a, 0);
-    end_stage(b);
+    const mimo_tile_matrix m = pick_project(b, dim[1] * dim[3] + dim[2] * (dim[3] + dim[4]), dim[0], b->q->sms);
+    (void)join_heads(b, b->common.layer, a->heads, a, 0);
+    lower_tiles(b, MIMO_TILE_PROJECT, &m);
     keep_largest(&b->q->q_elements, (uint64_t)T * a->heads * a->head_dim);
 }
 
-static uint32_t context_rows(const mimo_attention *a)
+/* The experts of all rows are one SM's choice. */
+static void lower_route(lowering *b, const uint32_t *dim)
 {
-    return a->kv_heads * (a->head_dim + a->v_head_dim);
+    const mimo_tile_matrix m = pick_project(b, dim[1], dim[0], 1);
+    mimo_tile_task join = begin_join(b, MIMO_TILE_CHOOSE, shape_of(b)->splits);
+    join.count = dim[1];
+    add_join(b, &join);
+    lower_tiles(b, MIMO_TILE_PROJECT, &m);
+    b->route = b->before;
+    b->route_count = b->before_count;
 }
 
 static void lower_context(lowering *b, const mimo_config *config)
 {
     uint32_t rows = 0;
-    for (uint32_t layer = 0; layer < config->layers; layer++)
-        rows += context_rows(mimo_layer_attention(config, layer));
-    project(b, rows, config->hidden, false);
-    mimo_tile_task task = begin_stage(b, MIMO_TILE_HEADS);
-    rows = 0;
     for (uint32_t layer = 0; layer < config->layers; layer++) {
         const mimo_attention *a = mimo_layer_attention(config, layer);
-        task.layer = (uint16_t)layer;
-        emit_heads(b, &task, 0, a, rows);
-        rows += context_rows(a);
+        rows += a->kv_heads * (a->head_dim + a->v_head_dim);
+    }
+    const mimo_tile_matrix m = pick_project(b, rows, config->hidden, b->q->sms);
+    rows = 0;
+    for (uint32_t layer = 0; layer < config->layers; layer++)
+        rows = join_heads(b, (uint16_t)layer, 0, mimo_layer_attention(config, layer), rows);
+    lower_tiles(b, MIMO_TILE_PROJECT, &m);
+}
+
+/* All rows of H columns. */
+static void lower_embed(lowering *b, uint32_t H)
+{
+    mimo_tile_task task = begin_stage(b, MIMO_TILE_EMBED);
+    for (uint32_t first = 0; first < H; first += b->q->columns) {
+        task.first = first;
+        task.count = (uint32_t)mimo_min(b->q->columns, H - first);
+        emit(b, next_sm(b), &task);
     }
     end_stage(b);
 }
@@ -311,49 +403,43 @@ static void lower_op(lowering *b, const mimo_op *op)
     switch ((mimo_op_code)op->code) {
     case MIMO_OP_EMBED:
     case MIMO_OP_DRAFT_EMBED:
-        lower_rows(b, MIMO_TILE_EMBED, 0, T, dim[1], b->q->columns, 1);
+        lower_embed(b, dim[1]);
         break;
     case MIMO_OP_DRAFT_FUSE:
-        project(b, dim[1], mimo_fuse_width(dim, b->gpu->ranks), false);
-        reduce(b, dim[1]);
+        project(b, dim[1], mimo_fuse_width(dim, b->gpu->ranks));
         break;
     case MIMO_OP_DRAFT_CONTEXT:
         lower_context(b, config);
         break;
     case MIMO_OP_QKV:
-        project(b, dim[1] * dim[3] + dim[2] * (dim[3] + dim[4]), dim[0], false);
-        lower_heads(b, mimo_layer_attention(config, op->layer));
+        lower_qkv(b, dim, mimo_layer_attention(config, op->layer));
         break;
     case MIMO_OP_ATTENTION:
         lower_attention(b, dim);
         break;
     case MIMO_OP_OUT_PROJ:
-        project(b, dim[2], dim[0] * dim[1], false);
-        reduce(b, dim[2]);
+        project(b, dim[2], dim[0] * dim[1]);
         break;
     case MIMO_OP_ROUTE:
-        project(b, dim[1], dim[0], false);
-        lower_one(b, MIMO_TILE_CHOOSE, shape_of(b)->splits);
-        b->route = b->before;
-        b->route_tasks = b->before_tasks;
+        lower_route(b, dim);
         break;
     case MIMO_OP_EXPERT_UP:
         lower_expert_up(b, dim);
         break;
     case MIMO_OP_EXPERT_DOWN:
         lower_expert_down(b, dim);
-        reduce(b, dim[1]);
         break;
     case MIMO_OP_DENSE_UP:
         lower_dense_up(b, dim[0], dim[1]);
         break;
     case MIMO_OP_DENSE_DOWN:
-        project(b, dim[1], dim[0], false);
-        reduce(b, dim[1]);
+        project(b, dim[1], dim[0]);
         break;
-    case MIMO_OP_HEAD:
-        project(b, dim[1], dim[0], true);
+    case MIMO_OP_HEAD: {
+        const mimo_tile_matrix m = pick_project(b, dim[1], dim[0], 0);
+        lower_tiles(b, MIMO_TILE_PROJECT, &m);
         break;
+    }
     case MIMO_OP_COUNT:
         break;
     }
@@ -404,7 +490,7 @@ static void lower_proposal(lowering *b)
 
 static void lower_round(lowering *b)
 {
-    b->stage = b->turn = 0;
+    b->stage = b->turn = b->join = b->joins = 0;
     memset(b->filled, 0, b->q->sms * sizeof *b->filled);
     lower_tape(b, MIMO_TAPE_TARGET);
     if (b->parts & MIMO_PART_CHOOSE)
@@ -415,7 +501,7 @@ static void lower_round(lowering *b)
             lower_proposal(b);
     }
     b->last = b->before;
-    b->last_tasks = b->before_tasks;
+    b->last_count = b->before_count;
 }
 
 /* How many of the next tasks a loader may hint to L2 before it waits for the router: its part of half the cache, and no
@@ -477,6 +563,18 @@ static uint32_t widest_head(const mimo_tape *target, const mimo_tape *draft, boo
     return (uint32_t)widest;
 }
 
+/* Columns of a REDUCE: a tile of the experts' down matrix, whose sums are then often whole. */
+static uint32_t columns_of(const mimo_tape *target, const mimo_gpu *gpu)
+{
+    for (uint32_t i = 0; i < target->plan->count; i++)
+        if (target->plan->op[i].code == MIMO_OP_EXPERT_DOWN) {
+            mimo_tile_shape shape;
+            pick_expert_down(&shape, target, target->plan->op[i].dim, gpu);
+            return shape.tile_rows;
+        }
+    return (uint32_t)mimo_round_up(mimo_ceil_div(target->config->hidden, gpu->sms), MIMO_TILE_UNIT);
+}
+
 static mimo_status allocate(lowering *b, mimo_error *err)
 {
     mimo_queues *q = b->q;
@@ -494,6 +592,9 @@ static mimo_status allocate(lowering *b, mimo_error *err)
     for (uint32_t sm = 0; sm < q->sms; sm++)
         q->begin[sm + 1] = q->begin[sm] + b->filled[sm];
     q->tasks = q->begin[q->sms];
+    q->joins = b->joins;
+    q->last_count = b->last_count;
+    MIMO_TRY(mimo_alloc_array(&q->join, q->joins, sizeof *q->join, "joins of tile tasks", err));
     return mimo_alloc_array(&q->task, q->tasks, sizeof *q->task, "tile tasks", err);
 }
 
@@ -514,7 +615,7 @@ mimo_status mimo_lower_parts(mimo_queues *out, const mimo_tape *target, const mi
         MIMO_TRY(check_tape(draft, "draft", err));
         widest = (uint32_t)mimo_max(widest, widest_rows(draft->config));
     }
-    *out = (mimo_queues){.sms = gpu->sms, .columns = mimo_pick_span(target->config->hidden, gpu)};
+    *out = (mimo_queues){.sms = gpu->sms, .columns = columns_of(target, gpu)};
     out->widest_head = widest_head(target, draft, false);
     out->widest_value = widest_head(target, draft, true);
     MIMO_TRY(mimo_pick_shared(&out->shared, gpu, widest, mimo_resident_fixed_bytes(out->widest_head, out->widest_value),
@@ -536,6 +637,7 @@ void mimo_queues_release(mimo_queues *queues)
 {
     mimo_free(queues->begin);
     mimo_free(queues->task);
+    mimo_free(queues->join);
     mimo_free(queues->shape[MIMO_TAPE_TARGET]);
     mimo_free(queues->shape[MIMO_TAPE_DRAFT]);
     *queues = (mimo_queues){0};

@@ -1,11 +1,11 @@
 /* From tapes to queues: the tasks of one round (task.h), dealt to SMs.
  *
  * A round is a step of the target, the choice and verification of its tokens, and, with a drafter, its context and a
- * block of drafts. Every stage waits for all of the stage before, the first one for the last of the round before: what
- * a step reads is the same whatever the order of SMs, and no task is ahead of another by more than a round. Only
- * loaders run ahead: weights are static, so pages are asked for as far ahead as the ring is long, across stages. Where
- * the router decides what is read, a loader has to wait for it; before it does, it hints the next layer's weights to
- * L2.
+ * block of drafts. Every stage waits for all of the stage before, with its joins, the first one for the last of the
+ * round before: what a step reads is the same whatever the order of SMs, and no task is ahead of another by more than a
+ * round. Only loaders run ahead: weights are static, so pages are asked for as far ahead as the ring is long, across
+ * stages. Where the router decides what is read, a loader has to wait for it; before it does, it hints the next layer's
+ * weights to L2.
  *
  * Plain C without a GPU: `python/probe_queue.c` runs the queues in random orders. */
 #ifndef MIMO_CUDA_LOWER_H
@@ -27,12 +27,15 @@ typedef struct mimo_tape {
 
 typedef struct mimo_queues {
     uint32_t sms, tasks, counters, spans; /* spans: tasks that share a row of SAMPLE, DRAFT_SAMPLE */
+    uint32_t joins;
+    uint32_t last_count;       /* what the last stage's counter grows by in a step */
     uint32_t *begin;           /* [sms + 1]: the queue of an SM is task[begin[sm]] .. task[begin[sm + 1] - 1] */
     mimo_tile_task *task;      /* [tasks] */
+    mimo_tile_task *join;      /* [joins]; the counter of join j is number counters + j */
     mimo_tile_shape *shape[2]; /* [operations of the tape] how its matrix lies in memory; tiles 0: none */
     mimo_shared shared;
     uint32_t widest_head, widest_value;          /* elements of any head: of its keys, of its values */
-    uint32_t columns;                            /* of H in an EMBED or REDUCE task but the last of a row */
+    uint32_t columns;                            /* of H in an EMBED task or a REDUCE, but the last */
     uint64_t partial_floats, attend_floats;      /* largest P and S */
     uint64_t u_elements, a_elements, q_elements; /* largest U, A and Q */
     uint32_t u_width, a_width;                   /* widest rows of U and A */

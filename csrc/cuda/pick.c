@@ -8,7 +8,7 @@ enum {
     K_UNIT = 128,         /* K is split at multiples of it: the scales of FP8 */
     PAGE_UNIT = 128,      /* bytes that page addresses are multiples of */
     TILE_OVERHEAD = 2048, /* a tile's end costs as much as reading so many bytes: sums across warps, writing */
-    REDUCERS = 128        /* tasks that add partial sums */
+    ATOMIC = 256          /* an arrival at a join, likewise */
 };
 
 static uint32_t ceil_div(uint64_t a, uint64_t b)
@@ -98,9 +98,9 @@ static uint64_t matrix_cost(const mimo_tile_shape *shape, const mimo_tile_matrix
     const uint64_t slices = mimo_min(tiles, ceil_div(tiles, shape->tiles) + (tiles > 1 && shape->splits > 1));
     const uint64_t activations = slices * T * shape->k_split * MIMO_ACTIVATION_BYTES;
     const uint64_t sums = (uint64_t)tiles * shape->tile_rows * T * sizeof(float);
-    const uint64_t reducers = mimo_min(REDUCERS, gpu->sms);
-    const uint64_t adding = (uint64_t)shape->splits * m->rows * T * sizeof(float) / reducers;
-    return tiles * tile_bytes(shape) + activations + sums + adding;
+    const uint64_t partial = (uint64_t)shape->splits * m->rows * T * sizeof(float);
+    const uint64_t adding = m->reducers > 0 ? partial / mimo_min(m->reducers, gpu->sms) : 0;
+    return tiles * (tile_bytes(shape) + ATOMIC) + activations + sums + adding;
 }
 
 void mimo_pick_matrix(mimo_tile_shape *out, const mimo_tile_matrix *matrix, const mimo_gpu *gpu,

@@ -34,8 +34,9 @@ typedef struct mimo_shared {
 typedef struct mimo_tile_matrix {
     uint32_t rows, K;
     mimo_format format;
-    bool paired; /* gate and up, `rows` of each; a page has tile_rows of gate, then as many of up */
-    bool whole;  /* K must not be split */
+    bool paired;       /* gate and up, `rows` of each; a page has tile_rows of gate, then as many of up */
+    bool whole;        /* K must not be split */
+    uint32_t reducers; /* SMs that add its partial sums */
     uint32_t experts, top_k;
 } mimo_tile_matrix;
 

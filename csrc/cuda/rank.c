@@ -387,15 +387,16 @@ static mimo_status trace_plain(mimo_rank *rank, uint32_t rows, bool draft, mimo_
     return mimo_cuda_device_check(&cuda->device, err);
 }
 
-/* Stages in their order as launches, and the stamps of their tasks, which the queues have SM by SM. */
+/* Stages in their order as launches, and the stamps of their tasks, which the queues have SM by SM, and of their joins,
+ * which come after these. */
 static mimo_status sort_stamps(mimo_rank_trace *out, const mimo_queues *q, const mimo_stamp *raw, mimo_error *err)
 {
     mimo_timeline *line = &out->line;
     mimo_timeline_launch *stage = line->launch + line->launches;
     size_t *next;
     MIMO_TRY(mimo_alloc_array(&next, q->counters, sizeof *next, "timeline", err));
-    for (uint32_t i = 0; i < q->tasks; i++) {
-        const mimo_tile_task *task = &q->task[i];
+    for (uint32_t i = q->tasks + q->joins; i-- > 0;) { /* tasks last: a stage is named by them */
+        const mimo_tile_task *task = i < q->tasks ? &q->task[i] : &q->join[i - q->tasks];
         const uint32_t ctas = stage[task->signal].ctas + 1;
         stage[task->signal] = (mimo_timeline_launch){task->kind, task->op_code, task->layer, ctas, 0};
     }
@@ -403,8 +404,8 @@ static mimo_status sort_stamps(mimo_rank_trace *out, const mimo_queues *q, const
         next[i] = stage[i].first = line->used;
         line->used += stage[i].ctas;
     }
-    for (uint32_t i = 0; i < q->tasks; i++)
-        out->stamp[next[q->task[i].signal]++] = raw[i];
+    for (uint32_t i = 0; i < q->tasks + q->joins; i++)
+        out->stamp[next[i < q->tasks ? q->task[i].signal : q->join[i - q->tasks].signal]++] = raw[i];
     line->launches += q->counters;
     mimo_free(next);
     return MIMO_OK;
@@ -417,11 +418,12 @@ static mimo_status run_program(mimo_rank *rank, mimo_resident_program program, m
     mimo_cuda *cuda = rank->cuda;
     const mimo_queues *q = &cuda->resident->queues[program];
     mimo_stamp *raw;
-    MIMO_TRY(mimo_alloc_array(&raw, q->tasks, sizeof *raw, "timeline", err));
+    const size_t stamps = q->tasks + (size_t)q->joins;
+    MIMO_TRY(mimo_alloc_array(&raw, stamps, sizeof *raw, "timeline", err));
     cuda->resident->machine[program].stamps = (mimo_stamp *)(uintptr_t)out->line.stamps;
     mimo_cuda_run_piece(cuda, tape, part, 0);
     cuda->resident->machine[program].stamps = NULL;
-    mimo_cuda_queue_out(&cuda->device, raw, out->line.stamps, q->tasks * sizeof *raw);
+    mimo_cuda_queue_out(&cuda->device, raw, out->line.stamps, stamps * sizeof *raw);
     mimo_cuda_settle(cuda);
     mimo_status status = mimo_cuda_device_check(&cuda->device, err);
     if (status == MIMO_OK)
@@ -436,7 +438,7 @@ static mimo_status trace_resident(mimo_rank *rank, uint32_t rows, bool draft, mi
     const mimo_queues *queues = cuda->resident->queues, *first = &queues[MIMO_RESIDENT_CONTEXT],
                       *last = &queues[draft ? MIMO_RESIDENT_BLOCK : MIMO_RESIDENT_STEP];
     out->line.most_launches = last->counters + (draft ? first->counters : 0);
-    out->line.room = last->tasks + (draft ? first->tasks : 0);
+    out->line.room = last->tasks + last->joins + (draft ? first->tasks + first->joins : 0);
     MIMO_TRY(open_trace(rank, out, err));
     if (!draft) {
         write_step(rank, rows, 0);

@@ -105,7 +105,8 @@ static bool has_markov(const mimo_resident *r)
 typedef struct work_places {
     uint64_t zeros, zero_bytes; /* counters of all programs, rounds, steps, the record of who was lost, operands */
     uint64_t counter[MIMO_RESIDENT_PROGRAMS], round, no_round, lost, steps;
-    uint64_t begin[MIMO_RESIDENT_PROGRAMS], task[MIMO_RESIDENT_PROGRAMS], pages[2], drafted;
+    uint64_t begin[MIMO_RESIDENT_PROGRAMS], task[MIMO_RESIDENT_PROGRAMS], join[MIMO_RESIDENT_PROGRAMS];
+    uint64_t pages[2], drafted;
     uint64_t token, n, a, u, squares, p, s, moe, best, biased;
 } work_places;
 
@@ -138,7 +139,7 @@ static void place_work(const mimo_resident *r, mimo_carver *carver, work_places 
     const size_t T = MIMO_TILE_TOKENS, H = r->tape[MIMO_TAPE_TARGET].config->hidden;
     w->zeros = carver->base + carver->used;
     for (uint32_t i = 0; i < MIMO_RESIDENT_PROGRAMS; i++)
-        w->counter[i] = mimo_carve(carver, r->queues[i].counters, sizeof(uint32_t));
+        w->counter[i] = mimo_carve(carver, r->queues[i].counters + (uint64_t)r->queues[i].joins, sizeof(uint32_t));
     w->round = mimo_carve(carver, 1, sizeof(mimo_tile_round));
     w->no_round = mimo_carve(carver, 1, sizeof(mimo_tile_round));
     w->lost = mimo_carve(carver, 1, sizeof(mimo_mail_lost));
@@ -150,6 +151,7 @@ static void place_work(const mimo_resident *r, mimo_carver *carver, work_places 
     for (uint32_t i = 0; i < MIMO_RESIDENT_PROGRAMS; i++) {
         w->begin[i] = mimo_carve(carver, r->queues[i].sms + (uint64_t)1, sizeof(uint32_t));
         w->task[i] = mimo_carve(carver, r->queues[i].tasks, sizeof(mimo_tile_task));
+        w->join[i] = mimo_carve(carver, r->queues[i].joins, sizeof(mimo_tile_task));
     }
     for (uint32_t tape = 0; tape < 2; tape++)
         w->pages[tape] = mimo_carve(carver, r->model[tape].plan != NULL ? r->model[tape].plan->count : 0, 8);
@@ -216,8 +218,12 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
     *m = (mimo_tile_machine){.target = target->state,
                              .pages = {address(w->pages[0]), address(w->pages[1])},
                              .task = address(w->task[program]),
+                             .join = address(w->join[program]),
+                             .tasks = q->tasks,
+                             .counters = q->counters,
                              .begin = address(w->begin[program]),
                              .last = q->counters - 1,
+                             .last_count = q->last_count,
                              .columns = all->columns,
                              .pieces = pieces_of(r),
                              .sample_span = mimo_pick_span(target->config->vocab, &r->gpu),
@@ -236,8 +242,6 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
                              .round = address(decodes(program) ? w->round : w->no_round),
                              .vocab = target->config->vocab,
                              .mail = decodes(program) ? r->mail : NULL};
-    for (uint32_t i = 0; i < q->tasks; i++)
-        m->last_tasks += q->task[i].signal == m->last;
     if (decodes(program))
         m->target.step = &steps[0];
     if (!needs_draft(program))
@@ -273,6 +277,8 @@ static mimo_status upload(mimo_resident *r, const work_places *w, mimo_error *er
             continue;
         MIMO_TRY(mimo_cuda_write(r->device, w->begin[i], q->begin, (q->sms + (size_t)1) * sizeof *q->begin, err));
         MIMO_TRY(mimo_cuda_write(r->device, w->task[i], q->task, q->tasks * sizeof *q->task, err));
+        if (q->joins > 0)
+            MIMO_TRY(mimo_cuda_write(r->device, w->join[i], q->join, q->joins * sizeof *q->join, err));
     }
     for (uint32_t tape = 0; tape < 2; tape++)
         if (r->model[tape].plan != NULL)
@@ -412,7 +418,7 @@ void mimo_resident_wait(mimo_resident *r)
     if (r->device->lost.code != MIMO_OK)
         return;
     if (decodes(program)) /* a text may end before its launch does */
-        r->step[program] = r->told->counter / r->machine[program].last_tasks;
+        r->step[program] = r->told->counter / r->machine[program].last_count;
     if (r->told->lost.lost == 0)
         return;
     char text[256];
@@ -456,7 +462,8 @@ static void cut_queues(short_queues *cut, const mimo_queues *q, uint32_t stop)
 static mimo_status run_short(mimo_resident *r, uint32_t stop, short_queues *cut, mimo_error *err)
 {
     const mimo_queues *q = &r->queues[MIMO_RESIDENT_STEP];
-    const uint64_t counters = q->counters * (uint64_t)sizeof(uint32_t), begins = (q->sms + 1) * sizeof *cut->begin;
+    const uint64_t counters = (q->counters + (uint64_t)q->joins) * sizeof(uint32_t),
+                   begins = (q->sms + 1) * sizeof *cut->begin;
     MIMO_TRY(mimo_alloc_array(&cut->begin, (size_t)q->sms + 1, sizeof *cut->begin, "queues of SMs", err));
     MIMO_TRY(mimo_alloc_array(&cut->task, q->tasks, sizeof *cut->task, "tile tasks", err));
     cut_queues(cut, q, stop);

@@ -13,6 +13,7 @@ static bool is_chosen(const mimo_tile_task *task)
 static void add_task(mimo_stage *stage, uint64_t *own, const mimo_queues *queues, const mimo_tile_task *task)
 {
     stage->kind = task->kind;
+    stage->join = task->joins > 0 ? queues->join[task->join].kind : MIMO_TILE_KINDS;
     stage->tape = task->tape;
     stage->op = task->op;
     stage->tasks++;

@@ -4,10 +4,10 @@
 
 #include "cuda/lower.h"
 
-/* All tasks that signal one counter. bytes: of pages that every step reads (of EXPERT_UP and EXPERT_DOWN one expert's);
- * busiest: of the SM that reads most of them (of EXPERT_*: 0). */
+/* All tasks of one counter. bytes: of pages that every step reads (of EXPERT_UP and EXPERT_DOWN one expert's); busiest:
+ * of the SM that reads most of them (of EXPERT_*: 0); join: the kind of its joins, or MIMO_TILE_KINDS. */
 typedef struct mimo_stage {
-    uint8_t kind, tape;
+    uint8_t kind, join, tape;
     uint16_t op;
     uint32_t tasks;
     uint64_t bytes, busiest;

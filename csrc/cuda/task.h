@@ -9,17 +9,23 @@
  * Compute role, of every task in order:
  *   1. if wait != MIMO_NO_COUNTER: until mimo_task_is_ready(...)   (acquire)
  *   2. the body; it takes `pages` pages from the ring in order, and gives each back as soon as it is read
- *   3. all threads' writes done; fence; counter[signal] += 1   (release)
+ *   3. all threads' writes done; counter[signal] += 1   (release)
+ * But a task with `joins` has made parts of sums that others make parts of, too. A join is a record of its own, kind
+ * REDUCE, HEADS or CHOOSE: what becomes of some of these sums when all their parts are there. In the place of 3:
+ *   3. all threads' writes done; for each of its joins j: counter[counters + j] += 1 (acquire and release)
+ *   4. the bodies of those joins whose last arrival of this step (wait_count of them) that was
+ *   5. all threads' writes done; counter[signal] += joins that it ran   (release)
+ * So the last of those who add up finishes what they have made, without another wait of everybody.
  * Loader role, of every task in order:
  *   1. if load_wait != MIMO_NO_COUNTER: L2 hints for the next `ahead` tasks' weights, then wait as above. Only tasks
  *      whose pages depend on the router have one
  *   2. for each of its pages: until the ring has a free place; copy
  *
- * Counters only grow: a task adds one, a counter grows by its count of tasks (`wait_count` of those who wait) in every
- * step, and what is waited for in step s (0, 1, ... since the counters were zero) is the full count of that step. All
- * of it is modulo 2^32: counters and goals wrap together, and the comparison looks at the sign of their difference. It
- * is right while that is below 2^31; a counter is never more than one step ahead of who waits for it, as all of a step
- * waits for all of the step before. */
+ * Counters only grow: a task or join adds one, a counter grows by its count of them (`wait_count` of those who wait) in
+ * every step, and what is waited for in step s (0, 1, ... since the counters were zero) is the full count of that step.
+ * All of it is modulo 2^32: counters and goals wrap together, and the comparison looks at the sign of their difference.
+ * It is right while that is below 2^31; a counter is never more than one step ahead of who waits for it, as all of a
+ * step waits for all of the step before. */
 #ifndef MIMO_CUDA_TASK_H
 #define MIMO_CUDA_TASK_H
 
@@ -72,10 +78,11 @@ typedef enum mimo_tile_kind {
 /* Which tape `op` is an index of. */
 enum { MIMO_TAPE_TARGET = 0, MIMO_TAPE_DRAFT = 1 };
 
-/* 64 bytes, no pointers. Weights of an operation lie as [expert][split][tile][page of the tile]: a page is tile_rows
- * rows by up to k_page elements of K with their scales, page_bytes apart, and all of page_bytes are copied. Page
- * numbers count from the operation's first page. A task's pages are consecutive: those of its tiles, one after the
- * other. count may end within its last tile, whose other rows are zeros. */
+/* A task, or a join, which reads no weights. 72 bytes, no pointers. Weights of an operation lie as
+ * [expert][split][tile][page of the tile]: a page is tile_rows rows by up to k_page elements of K with their scales,
+ * page_bytes apart, and all of page_bytes are copied. Page numbers count from the operation's first page. A task's
+ * pages are consecutive: those of its tiles, one after the other. count may end within its last tile, whose other rows
+ * are zeros. */
 typedef struct mimo_tile_task {
     uint8_t kind;      /* mimo_tile_kind */
     uint8_t tape;      /* MIMO_TAPE_* */
@@ -85,7 +92,7 @@ typedef struct mimo_tile_task {
     uint16_t layer;    /* of the operation, or MIMO_NO_LAYER */
 
     uint32_t first, count;     /* tiles.def says of what */
-    uint16_t split, splits;    /* of K, of chunks, of experts, or a row; tiles.def */
+    uint16_t split, splits;    /* of K, of chunks, of experts, or a row; tiles.def. Of a join: parts of a sum */
     uint32_t k_first, k_count; /* elements of K of every row; HEADS: rows of P */
 
     uint16_t tile_rows;    /* rows of a tile; of EXPERT_UP and DENSE_UP rows of gate and as many of up */
@@ -101,13 +108,15 @@ typedef struct mimo_tile_task {
     uint16_t wait;            /* counter, or MIMO_NO_COUNTER */
     uint16_t load_wait;       /* counter, or MIMO_NO_COUNTER; always of this step */
     uint16_t load_wait_count; /* what these counters grow by in a step */
-    uint32_t wait_count;
+    uint32_t wait_count;      /* of a join: arrivals in a step */
+
+    uint32_t join, joins; /* the first of the joins that a task's sums are parts of (mimo_queues.join), and how many */
 } mimo_tile_task;
 
 #ifdef __cplusplus
-static_assert(sizeof(mimo_tile_task) == 64, "a task is 64 bytes");
+static_assert(sizeof(mimo_tile_task) == 72, "a task is 72 bytes");
 #else
-_Static_assert(sizeof(mimo_tile_task) == 64, "a task is 64 bytes");
+_Static_assert(sizeof(mimo_tile_task) == 72, "a task is 72 bytes");
 #endif
 
 /* Whether a counter that stands at `value` has all `count` signals of step - back. At step 0 the step before is done.

@@ -157,6 +157,17 @@ struct mimo_cta_team {
     {
         asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(size) : "memory");
     }
+    /* sync(), and whether all threads said yes. */
+    __device__ bool all(bool yes) const
+    {
+        uint32_t every;
+        asm volatile(
+            "{ .reg .pred p; setp.ne.u32 p, %1, 0; barrier.cta.red.and.pred p, %2, %3, p; selp.u32 %0, 1, 0, p; }"
+            : "=r"(every)
+            : "r"((uint32_t)yes), "r"(barrier), "r"(size)
+            : "memory");
+        return every != 0;
+    }
     __device__ float *scratch() const
     {
         return shared;

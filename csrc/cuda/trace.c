@@ -279,24 +279,38 @@ mimo_status mimo_cuda_trace(mimo_backend *backend, const uint32_t *tokens, uint3
 
 /* ---- faults ---- */
 
-mimo_status mimo_cuda_skip(mimo_backend *backend, uint32_t stage, uint32_t *op, mimo_error *err)
+/* The first task of a stage (others may have nothing to do in a step of few positions), or the first join of the
+ * number-th stage that has some; NULL: there is none. */
+static mimo_tile_task *task_to_skip(mimo_queues *q, uint32_t number)
 {
-    mimo_cuda *cuda = (mimo_cuda *)backend;
-    mimo_resident *r = cuda->resident;
-    mimo_tile_task *found = NULL; /* the first of the stage: others may have nothing to do in a step of few positions */
-    for (uint32_t i = 0; r != NULL && i < r->queues[MIMO_RESIDENT_STEP].tasks; i++) {
-        mimo_tile_task *task = &r->queues[MIMO_RESIDENT_STEP].task[i];
-        if (task->signal == stage && (found == NULL || task->split < found->split ||
-                                      (task->split == found->split && task->first < found->first)))
+    mimo_tile_task *found = NULL;
+    for (uint32_t i = 0; i < q->tasks; i++) {
+        mimo_tile_task *task = &q->task[i];
+        if (task->signal == number && (found == NULL || task->split < found->split ||
+                                       (task->split == found->split && task->first < found->first)))
             found = task;
     }
+    uint32_t left = number - q->counters;
+    for (uint32_t i = 0; number >= q->counters && i < q->joins && found == NULL; i++)
+        if ((i == 0 || q->join[i].signal != q->join[i - 1].signal) && left-- == 0)
+            found = &q->join[i];
+    return found;
+}
+
+mimo_status mimo_cuda_skip(mimo_backend *backend, uint32_t number, uint32_t *op, mimo_error *err)
+{
+    mimo_cuda *cuda = (mimo_cuda *)backend;
+    mimo_queues *q = cuda->resident != NULL ? &cuda->resident->queues[MIMO_RESIDENT_STEP] : NULL;
+    mimo_tile_task *found = q != NULL ? task_to_skip(q, number) : NULL;
     if (found == NULL)
         return MIMO_FAIL(err, MIMO_ERR_VALUE, "skip: expected a stage of the resident kernel's steps");
     *op = found->op;
     found->kind = MIMO_TILE_KINDS; /* none */
     found->tile_pages = 0;
     found->pages = 0;
-    const mimo_tile_task *to = r->machine[MIMO_RESIDENT_STEP].task + (found - r->queues[MIMO_RESIDENT_STEP].task);
+    const mimo_tile_machine *m = &cuda->resident->machine[MIMO_RESIDENT_STEP];
+    const mimo_tile_task *to =
+        number < q->counters ? m->task + (found - q->task) : m->join + (found - q->join); /* of the device */
     MIMO_TRY(mimo_cuda_enter(&cuda->device, err));
     return mimo_cuda_write(&cuda->device, (mimo_cuda_ptr)(uintptr_t)to, found, sizeof *found, err);
 }

@@ -24,9 +24,10 @@ typedef struct mimo_trace {
 MIMO_MUST_CHECK mimo_status mimo_cuda_trace(mimo_backend *backend, const uint32_t *tokens, uint32_t rows, uint32_t stop,
                                             mimo_slot slot, mimo_trace *out, mimo_error *err);
 
-/* A fault to be found by it: a task of a stage (task.h: by its number, in the order of the tape) does nothing in any
- * later step of the resident kernel. *op is the operation it was of. MIMO_ERR_VALUE if there is no such stage. */
-MIMO_MUST_CHECK mimo_status mimo_cuda_skip(mimo_backend *backend, uint32_t stage, uint32_t *op, mimo_error *err);
+/* A fault to be found by it: a task of a stage, or one of its joins (task.h: stages by their number in the order of the
+ * tape, then those that have joins likewise), does nothing in any later step of the resident kernel. *op is the
+ * operation it was of. MIMO_ERR_VALUE if there is no such stage. */
+MIMO_MUST_CHECK mimo_status mimo_cuda_skip(mimo_backend *backend, uint32_t number, uint32_t *op, mimo_error *err);
 
 /* Spoils what the GPU's kernels find their memory by: the next step reads where nothing is, and the device is lost. Not
  * for a device made up by a test, which would take the process with it. */

@@ -4,7 +4,7 @@
 
 #include "python/probe_queue.h"
 
-enum { T = MIMO_TILE_TOKENS, COLUMN_CELL = 32, ROW_CELL = 8, WRITING = 1 << 30, NO_PHASE = -1 };
+enum { T = MIMO_TILE_TOKENS, COLUMN_CELL = 16, ROW_CELL = 8, WRITING = 1 << 30, NO_PHASE = -1 };
 /* Areas by number. */
 enum { STATE, ANGLES, X, N, P, Q, KV, S, A, ROUTES, U, LOGITS, BEST, FEATURES, BIASED };
 

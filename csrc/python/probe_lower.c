@@ -163,7 +163,8 @@ static PyObject *kinds(void)
     return list;
 }
 
-/* queue_tables(queues) -> dict: tasks uint8 [n, 64], begin uint32 [sms + 1], shapes of both tapes, kinds, sizes. */
+/* queue_tables(queues) -> dict: tasks and joins uint8 [n * 72], begin uint32 [sms + 1], shapes of both tapes, kinds,
+ * sizes. */
 static PyObject *queue_tables(PyObject *module, PyObject *capsule)
 {
     (void)module;
@@ -173,8 +174,9 @@ static PyObject *queue_tables(PyObject *module, PyObject *capsule)
     const mimo_queues *q = &l->model.q;
     PyObject *draft = l->model.has_draft ? shapes_of(l, MIMO_TAPE_DRAFT) : PyList_New(0);
     return Py_BuildValue(
-        "{sNsNsNsNsNsIsIsIsIsIsKsKsKsKsK}", "kinds", kinds(), "tasks",
-        array_of(q->task, (size_t)q->tasks * sizeof *q->task, NPY_UINT8), "begin",
+        "{sNsNsNsNsNsNsIsIsIsIsIsKsKsKsKsK}", "kinds", kinds(), "tasks",
+        array_of(q->task, (size_t)q->tasks * sizeof *q->task, NPY_UINT8), "joins",
+        array_of(q->join, (size_t)q->joins * sizeof *q->join, NPY_UINT8), "begin",
         array_of(q->begin, (size_t)q->sms + 1, NPY_UINT32), "shapes", shapes_of(l, MIMO_TAPE_TARGET), "draft_shapes",
         draft, "counters", q->counters, "spans", q->spans, "columns", q->columns, "ring_pages", q->shared.ring_pages,
         "activation_bytes", q->shared.activation_bytes, "partial_floats", (unsigned long long)q->partial_floats,
@@ -210,17 +212,34 @@ static PyObject *shared_limits(PyObject *module, PyObject *unused)
     return Py_BuildValue("{sisi}", "mimo_resident", MIMO_SM90_SHARED, "mimo_plain", MIMO_CUDA_PLAIN_SHARED);
 }
 
-/* queue_run(queues, tasks, begin, seed, orders, steps, first_step, bug) -> (what went wrong or None, events, pages,
- * pages asked for before what their task waits for was ready). bug: "", "ring", "compare" or "signal". */
+/* Tasks and joins uint8 [n * 72] and begin, of as many SMs as the model's queues have. */
+static bool list_of(mimo_probe_list *out, const lowered *l, PyArrayObject *tasks, PyArrayObject *begin,
+                    PyArrayObject *joins)
+{
+    const uint32_t sms = l->model.q.sms;
+    const size_t size = sizeof(mimo_tile_task);
+    *out = (mimo_probe_list){.task = PyArray_DATA(tasks),
+                             .join = PyArray_DATA(joins),
+                             .begin = PyArray_DATA(begin),
+                             .joins = (uint32_t)((size_t)PyArray_SIZE(joins) / size)};
+    bool fits = PyArray_SIZE(begin) == (npy_intp)sms + 1 && (size_t)PyArray_SIZE(joins) % size == 0 &&
+                (size_t)PyArray_SIZE(tasks) == out->begin[sms] * size;
+    for (uint32_t i = 0; fits && i < sms; i++)
+        fits = out->begin[i] <= out->begin[i + 1];
+    return fits;
+}
+
+/* queue_run(queues, tasks, begin, joins, seed, orders, steps, first_step, bug) -> (what went wrong or None, events,
+ * pages, pages asked for before what their task waits for was ready). bug: "", "ring", "compare" or "signal". */
 static PyObject *queue_run(PyObject *module, PyObject *args)
 {
     (void)module;
-    PyObject *capsule, *tasks_obj, *begin_obj, *result = NULL;
+    PyObject *capsule, *tasks_obj, *begin_obj, *joins_obj, *result = NULL;
     unsigned long long seed;
     mimo_probe_run run = {0};
     const char *bug;
-    if (!PyArg_ParseTuple(args, "OOOKIIIs:queue_run", &capsule, &tasks_obj, &begin_obj, &seed, &run.orders, &run.steps,
-                          &run.first_step, &bug))
+    if (!PyArg_ParseTuple(args, "OOOOKIIIs:queue_run", &capsule, &tasks_obj, &begin_obj, &joins_obj, &seed, &run.orders,
+                          &run.steps, &run.first_step, &bug))
         return NULL;
     const lowered *l = PyCapsule_GetPointer(capsule, capsule_name);
     if (l == NULL)
@@ -231,24 +250,21 @@ static PyObject *queue_run(PyObject *module, PyObject *args)
     run.early_signal = strcmp(bug, "signal") == 0;
     PyArrayObject *tasks = mimo_python_array(tasks_obj, NPY_UINT8, 1, "tasks");
     PyArrayObject *begin = tasks != NULL ? mimo_python_array(begin_obj, NPY_UINT32, 1, "begin") : NULL;
-    if (begin == NULL)
+    PyArrayObject *joins = begin != NULL ? mimo_python_array(joins_obj, NPY_UINT8, 1, "joins") : NULL;
+    mimo_probe_list list;
+    if (joins == NULL)
         goto done;
-    const uint32_t sms = l->model.q.sms;
-    const uint32_t *first = PyArray_DATA(begin);
-    bool fits = PyArray_SIZE(begin) == (npy_intp)sms + 1 && run.steps >= 1 && run.steps <= MIMO_PROBE_STEPS &&
-                (size_t)PyArray_SIZE(tasks) == first[sms] * sizeof(mimo_tile_task);
-    for (uint32_t i = 0; fits && i < sms; i++)
-        fits = first[i] <= first[i + 1];
-    if (!fits || l->model.q.shared.ring_pages > MIMO_PROBE_RING) {
+    if (!list_of(&list, l, tasks, begin, joins) || run.steps < 1 || run.steps > MIMO_PROBE_STEPS ||
+        l->model.q.shared.ring_pages > MIMO_PROBE_RING) {
         PyErr_SetString(PyExc_ValueError,
-                        "queue_run: expected tasks [64 * n], begin ascending to n, few steps and pages");
+                        "queue_run: expected tasks and joins [72 * n], begin ascending to n, few steps and pages");
         goto done;
     }
     char text[320];
     mimo_probe_stats stats;
     int failed;
     Py_BEGIN_ALLOW_THREADS
-    failed = mimo_probe_queue_run(text, sizeof text, &stats, &l->model, PyArray_DATA(tasks), first, &run);
+    failed = mimo_probe_queue_run(text, sizeof text, &stats, &l->model, &list, &run);
     Py_END_ALLOW_THREADS
     if (failed < 0)
         PyErr_NoMemory();
@@ -256,6 +272,7 @@ static PyObject *queue_run(PyObject *module, PyObject *args)
         result = Py_BuildValue("(zKKK)", failed > 0 ? text : NULL, (unsigned long long)stats.events,
                                (unsigned long long)stats.pages, (unsigned long long)stats.early_pages);
 done:
+    Py_XDECREF((PyObject *)joins);
     Py_XDECREF((PyObject *)begin);
     Py_XDECREF((PyObject *)tasks);
     return result;
@@ -277,6 +294,7 @@ static PyObject *pick(PyObject *module, PyObject *args)
     m.format = (mimo_format)format;
     m.paired = strcmp(what, "paired") == 0 || strcmp(what, "up") == 0;
     m.whole = strcmp(what, "split") != 0;
+    m.reducers = m.whole ? 0 : gpu.sms;
     mimo_shared shared;
     mimo_tile_shape s = {0};
     mimo_error err = {0};
@@ -300,6 +318,6 @@ PyMethodDef mimo_probe_lower_methods[] = {
     {"shared_use", shared_use, METH_O, "queues -> [(kernel, role, what, bytes)] at a launch"},
     {"shared_limits", shared_limits, METH_NOARGS, "() -> {kernel: bytes of shared memory of a CTA on sm_90}"},
     {"queue_run", queue_run, METH_VARARGS,
-     "queues, tasks, begin, seed, orders, steps, first_step, bug -> (text or None, events, pages, early pages)"},
+     "queues, tasks, begin, joins, seed, orders, steps, first_step, bug -> (text or None, events, pages, early pages)"},
     {NULL, NULL, 0, NULL},
 };

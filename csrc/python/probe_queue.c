@@ -1,4 +1,5 @@
-/* The machine: SMs with a loader and a compute role each, a ring of pages, copies that land in any order, counters.
+/* The machine: SMs with a loader and a compute role each, a ring of pages, copies that land in any order, counters,
+ * joins.
  * Which of them moves next is drawn; what they may do is what task.h says. */
 #include "python/probe_queue.h"
 
@@ -7,10 +8,10 @@
 
 #include "base/alloc.h"
 
-enum { ROLES = 3, NOBODY = -1 };
+enum { ROLES = 3, NOBODY = -1, TOGETHER = 32 /* joins that a task arrives at before it runs any */ };
 enum { LOADER, COPIES, COMPUTE }; /* roles */
 typedef enum place_state { EMPTY, FLYING, FULL, HELD } place_state;
-typedef enum compute_state { WAITING, READING, HOLDING } compute_state;
+typedef enum compute_state { WAITING, READING, HOLDING, ARRIVING, JOINING } compute_state;
 
 /* Where a role stands in its queue, and in the pages of a task. */
 typedef struct walk {
@@ -21,7 +22,10 @@ typedef struct walk {
 typedef struct sm {
     walk load, compute;
     bool load_passed; /* the loader has waited for this task's router */
+    bool joins;       /* is between a join's first read and its last write */
     compute_state state;
+    uint32_t arrived, ready,
+        ran; /* of the task's joins: those so far, bits of the last TOGETHER that are to run, ran */
     uint32_t issued, taken, freed;
     place_state place[MIMO_PROBE_RING];
     uint64_t held[MIMO_PROBE_RING]; /* which page lies in a place */
@@ -30,12 +34,12 @@ typedef struct sm {
 typedef struct machine {
     const mimo_probe_model *model;
     const mimo_probe_run *run;
-    const mimo_tile_task *task;
-    const uint32_t *begin;
+    const mimo_probe_list *list;
     mimo_probe_cells cells;
     mimo_probe_stats *stats;
     sm *sm;
     uint32_t *counter, *total, *done; /* [counters]; signals of a step; [counters, MIMO_PROBE_STEPS] so far */
+    uint32_t *arrivals;               /* [joins] */
     int32_t *waiting, *next;          /* [counters] first role that waits; [roles] the next one */
     bool *listed;                     /* [roles] is among those that wait */
     uint32_t *ready, *at;             /* roles that can move; [roles] where each is in there, or ~0 */
@@ -97,7 +101,7 @@ static bool is_due(const machine *m, uint16_t counter, uint32_t step, uint32_t b
 /* The pages of a task, one after the other: false when there are no more. *page: its number in the operation. */
 static bool page_of(const machine *m, walk *w, uint32_t *page)
 {
-    const mimo_tile_task *k = &m->task[w->task];
+    const mimo_tile_task *k = &m->list->task[w->task];
     const mimo_moe *moe = &m->cells.moe;
     if (k->pages == 0 || k->tile_pages == 0)
         return false;
@@ -127,15 +131,15 @@ static bool page_of(const machine *m, walk *w, uint32_t *page)
 
 static uint64_t identity(const machine *m, const walk *w, uint32_t page)
 {
-    return ((uint64_t)w->step * m->begin[m->model->q.sms] + w->task) << 32 | page;
+    return ((uint64_t)w->step * m->list->begin[m->model->q.sms] + w->task) << 32 | page;
 }
 
 /* On to the next task; false at the end of the last step. */
 static bool advance(const machine *m, walk *w, uint32_t s)
 {
     w->unit = w->page = 0;
-    if (++w->task == m->begin[s + 1]) {
-        w->task = m->begin[s];
+    if (++w->task == m->list->begin[s + 1]) {
+        w->task = m->list->begin[s];
         w->step++;
     }
     return w->step < m->run->steps;
@@ -152,7 +156,7 @@ static bool move_loader(machine *m, uint32_t s)
 {
     sm *me = &m->sm[s];
     const uint32_t agent = s * ROLES + LOADER, ring = m->model->q.shared.ring_pages;
-    const mimo_tile_task *k = &m->task[me->load.task];
+    const mimo_tile_task *k = &m->list->task[me->load.task];
     if (k->load_wait != MIMO_NO_COUNTER && !me->load_passed) {
         if (!passes(m, k->load_wait, me->load.step, 0, k->load_wait_count)) {
             await(m, agent, k->load_wait);
@@ -203,10 +207,10 @@ static void move_copies(machine *m, uint32_t s)
         set_ready(m, s * ROLES + COMPUTE, true);
 }
 
-static void signal(machine *m, const mimo_tile_task *k, uint32_t step)
+static void signal(machine *m, const mimo_tile_task *k, uint32_t step, uint32_t count)
 {
-    m->counter[k->signal]++;
-    m->done[k->signal * MIMO_PROBE_STEPS + step]++;
+    m->counter[k->signal] += count;
+    m->done[k->signal * MIMO_PROBE_STEPS + step] += count;
     int32_t agent = m->waiting[k->signal];
     m->waiting[k->signal] = NOBODY;
     while (agent != NOBODY) { /* who cannot pass waits again */
@@ -220,7 +224,7 @@ static void signal(machine *m, const mimo_tile_task *k, uint32_t step)
 static bool start(machine *m, uint32_t s)
 {
     sm *me = &m->sm[s];
-    const mimo_tile_task *k = &m->task[me->compute.task];
+    const mimo_tile_task *k = &m->list->task[me->compute.task];
     if (k->wait != MIMO_NO_COUNTER) {
         if (!passes(m, k->wait, me->compute.step, k->wait_back, k->wait_count)) {
             await(m, s * ROLES + COMPUTE, k->wait);
@@ -235,20 +239,67 @@ static bool start(machine *m, uint32_t s)
         m->stats->early_pages += k->pages;
     else
         m->stats->early_pages += me->load.page;
-    if (m->run->early_signal)
-        signal(m, k, me->compute.step);
+    if (m->run->early_signal && k->joins == 0)
+        signal(m, k, me->compute.step, 1);
     me->state = READING;
     return true;
+}
+
+/* Arrives at the next of a task's joins; the task is done with the last. */
+static bool arrive(machine *m, uint32_t s)
+{
+    sm *me = &m->sm[s];
+    const mimo_tile_task *k = &m->list->task[me->compute.task];
+    if (me->arrived < k->joins) {
+        const uint32_t j = k->join + me->arrived;
+        const mimo_tile_task *join = &m->list->join[j];
+        if (join->signal != k->signal)
+            return fail(m, "a join of another stage", s, join);
+        const bool last = ++m->arrivals[j] == (m->run->first_step + me->compute.step + 1) * join->wait_count;
+        me->ready |= (uint32_t)last << me->arrived++ % TOGETHER;
+        if (me->ready != 0 && (me->arrived % TOGETHER == 0 || me->arrived == k->joins))
+            me->state = JOINING;
+        return true;
+    }
+    if (me->ran > 0 && !m->run->early_signal)
+        signal(m, k, me->compute.step, me->ran);
+    me->state = WAITING;
+    set_ready(m, s * ROLES + COMPUTE, advance(m, &me->compute, s));
+    return true;
+}
+
+/* Begins or ends the first of the joins that are to run. */
+static bool move_join(machine *m, uint32_t s)
+{
+    sm *me = &m->sm[s];
+    const mimo_tile_task *k = &m->list->task[me->compute.task];
+    const uint32_t bit = (uint32_t)__builtin_ctz(me->ready);
+    const mimo_tile_task *join = &m->list->join[k->join + (me->arrived - 1) / TOGETHER * TOGETHER + bit];
+    me->joins = !me->joins;
+    if (me->joins) {
+        if (m->run->early_signal)
+            signal(m, k, me->compute.step, 1);
+        return mimo_probe_cells_begin(&m->cells, join, me->compute.step);
+    }
+    me->ready &= me->ready - 1;
+    me->ran++;
+    if (me->ready == 0)
+        me->state = ARRIVING;
+    return mimo_probe_cells_end(&m->cells, join, me->compute.step, &m->random);
 }
 
 static bool move_compute(machine *m, uint32_t s)
 {
     sm *me = &m->sm[s];
-    const mimo_tile_task *k = &m->task[me->compute.task];
+    const mimo_tile_task *k = &m->list->task[me->compute.task];
     const uint32_t ring = m->model->q.shared.ring_pages;
     uint32_t page;
     if (me->state == WAITING)
         return start(m, s);
+    if (me->state == ARRIVING)
+        return arrive(m, s);
+    if (me->state == JOINING)
+        return move_join(m, s);
     const bool more = page_of(m, &me->compute, &page);
     if (me->state == HOLDING) { /* gives its page back */
         const uint32_t place = me->taken++ % ring;
@@ -276,10 +327,9 @@ static bool move_compute(machine *m, uint32_t s)
     }
     if (!mimo_probe_cells_end(&m->cells, k, me->compute.step, &m->random))
         return false;
-    if (!m->run->early_signal)
-        signal(m, k, me->compute.step);
-    me->state = WAITING;
-    set_ready(m, s * ROLES + COMPUTE, advance(m, &me->compute, s));
+    me->arrived = me->ready = 0;
+    me->ran = k->joins == 0;
+    me->state = ARRIVING;
     return true;
 }
 
@@ -324,9 +374,11 @@ static void reset(machine *m, uint64_t order)
     m->readies = 0;
     for (uint32_t c = 0; c < counters; c++)
         m->counter[c] = m->run->first_step * m->total[c];
+    for (uint32_t j = 0; j < m->list->joins; j++)
+        m->arrivals[j] = m->run->first_step * m->list->join[j].wait_count;
     for (uint32_t s = 0; s < sms; s++) {
-        m->sm[s].load.task = m->sm[s].compute.task = m->begin[s];
-        if (m->begin[s + 1] > m->begin[s]) {
+        m->sm[s].load.task = m->sm[s].compute.task = m->list->begin[s];
+        if (m->list->begin[s + 1] > m->list->begin[s]) {
             set_ready(m, s * ROLES + LOADER, true);
             set_ready(m, s * ROLES + COMPUTE, true);
         } else {
@@ -348,9 +400,9 @@ static bool run_order(machine *m)
     for (uint32_t s = 0; s < m->model->q.sms; s++) {
         const sm *me = &m->sm[s];
         if (!has_ended(m, &me->compute))
-            return fail(m, "deadlock", s, &m->task[me->compute.task]);
+            return fail(m, "deadlock", s, &m->list->task[me->compute.task]);
         if (!has_ended(m, &me->load) || me->issued != me->freed)
-            return fail(m, "pages left over", s, &m->task[m->begin[s]]);
+            return fail(m, "pages left over", s, &m->list->task[m->list->begin[s]]);
     }
     return mimo_probe_cells_complete(&m->cells, m->run->steps);
 }
@@ -365,6 +417,7 @@ static int open_machine(machine *m)
                  {&m->counter, counters, sizeof(uint32_t)},
                  {&m->total, counters, sizeof(uint32_t)},
                  {&m->done, counters * MIMO_PROBE_STEPS, sizeof(uint32_t)},
+                 {&m->arrivals, m->list->joins, sizeof(uint32_t)},
                  {&m->waiting, counters, sizeof(int32_t)},
                  {&m->next, agents, sizeof(int32_t)},
                  {&m->listed, agents, sizeof(bool)},
@@ -373,34 +426,41 @@ static int open_machine(machine *m)
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (mimo_alloc_array(parts[i].out, parts[i].count, parts[i].size, "a simulated GPU", NULL) != MIMO_OK)
             return -1;
-    for (uint32_t i = 0; i < m->begin[sms]; i++)
-        if (m->task[i].signal < counters)
-            m->total[m->task[i].signal]++;
-    return mimo_probe_cells_open(&m->cells, m->model, m->task, m->begin[sms]);
+    for (uint32_t i = 0; i < m->list->begin[sms]; i++)
+        m->total[m->list->task[i].signal] += m->list->task[i].joins == 0;
+    for (uint32_t i = 0; i < m->list->joins; i++)
+        m->total[m->list->join[i].signal]++;
+    return mimo_probe_cells_open(&m->cells, m->model, m->list->task, m->list->begin[sms]);
 }
 
 static void close_machine(machine *m)
 {
-    void *const parts[] = {m->sm, m->counter, m->total, m->done, m->waiting, m->next, m->listed, m->ready, m->at};
+    void *const parts[] = {m->sm,      m->counter, m->total,  m->done,  m->arrivals,
+                           m->waiting, m->next,    m->listed, m->ready, m->at};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         mimo_free(parts[i]);
 }
 
-int mimo_probe_queue_run(char *text, size_t size, mimo_probe_stats *stats, const mimo_probe_model *model,
-                         const mimo_tile_task *tasks, const uint32_t *begin, const mimo_probe_run *run)
+/* Whether what a task names can be found at all. */
+static bool names_what_is_there(const mimo_probe_list *list, const mimo_tile_task *k, uint32_t counters)
 {
-    machine m = {.model = model, .run = run, .task = tasks, .begin = begin, .stats = stats};
-    text[0] = '\0';
+    return k->signal < counters && (k->wait < counters || k->wait == MIMO_NO_COUNTER) &&
+           (k->load_wait < counters || k->load_wait == MIMO_NO_COUNTER) && k->splits != 0 && k->joins <= list->joins &&
+           k->join <= list->joins - k->joins;
+}
+
+int mimo_probe_queue_run(char *text, size_t size, mimo_probe_stats *stats, const mimo_probe_model *model,
+                         const mimo_probe_list *list, const mimo_probe_run *run)
+{
+    machine m = {.model = model, .run = run, .list = list, .stats = stats};
     *stats = (mimo_probe_stats){0};
-    for (uint32_t i = 0; i < begin[model->q.sms]; i++) {
-        const mimo_tile_task *k = &tasks[i];
-        const uint32_t counters = model->q.counters;
-        if (k->signal >= counters || (k->wait >= counters && k->wait != MIMO_NO_COUNTER) ||
-            (k->load_wait >= counters && k->load_wait != MIMO_NO_COUNTER) || k->splits == 0) {
-            snprintf(text, size, "task %u: no such counter, or no split", i);
+    const uint32_t tasks = list->begin[model->q.sms];
+    for (uint32_t i = 0; i < tasks + list->joins; i++)
+        if (!names_what_is_there(list, i < tasks ? &list->task[i] : &list->join[i - tasks], model->q.counters)) {
+            snprintf(text, size, "%s %u: no such counter or join, or no split", i < tasks ? "task" : "join",
+                     i < tasks ? i : i - tasks);
             return 1;
         }
-    }
     int result = open_machine(&m);
     for (uint32_t order = 0; result == 0 && order < run->orders; order++) {
         reset(&m, order);

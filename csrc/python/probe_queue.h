@@ -17,7 +17,7 @@ typedef struct mimo_probe_model {
     mimo_queues q;
 } mimo_probe_model;
 
-/* A phase is all that one operation's tasks of a kind do in a step, told from the tape alone. */
+/* A phase is all that one operation's tasks or joins of a kind do in a step, told from the tape alone. */
 typedef struct mimo_probe_phase {
     const mimo_op *op;
     uint8_t kind, tape;
@@ -56,6 +56,13 @@ bool mimo_probe_cells_complete(mimo_probe_cells *cells, uint32_t steps);
 /* Whether the router's choice that a loader reads is that of its step. */
 bool mimo_probe_cells_routed(mimo_probe_cells *cells, const mimo_tile_task *task, uint32_t step);
 
+/* Queues as they are run: those of the model, or changed ones. */
+typedef struct mimo_probe_list {
+    const mimo_tile_task *task, *join;
+    const uint32_t *begin; /* [sms + 1] */
+    uint32_t joins;
+} mimo_probe_list;
+
 typedef struct mimo_probe_run {
     uint64_t seed;
     uint32_t orders, steps, first_step;
@@ -68,7 +75,7 @@ typedef struct mimo_probe_stats {
 
 /* Runs `orders` random orders of `steps` steps. 0, 1: text says what went wrong, -1: out of memory. */
 int mimo_probe_queue_run(char *text, size_t size, mimo_probe_stats *stats, const mimo_probe_model *model,
-                         const mimo_tile_task *tasks, const uint32_t *begin, const mimo_probe_run *run);
+                         const mimo_probe_list *list, const mimo_probe_run *run);
 
 /* A number below n. */
 static inline uint32_t mimo_probe_random(uint64_t *state, uint32_t n)

@@ -129,6 +129,8 @@ static bool look_projected(const touching *t)
         return look(t, U, k->k_first / ROW_CELL, (uint32_t)mimo_ceil_div(k->k_count, ROW_CELL));
     case MIMO_OP_DRAFT_FUSE: /* of the rows that were accepted */
         return look_state(t) && look_features(t, k->k_first, k->k_count);
+    case MIMO_OP_ROUTE: /* in float the stream itself */
+        return look_rows(t, X, k->k_first, k->k_count) && look_rows(t, N, k->k_first, k->k_count);
     default:
         return look_rows(t, N, k->k_first, k->k_count);
     }
@@ -246,19 +248,19 @@ static bool reads(const touching *t)
 static bool write_columns(const touching *t)
 {
     const mimo_tile_task *k = t->task;
-    const uint32_t at = k->split * t->c->columns + k->first / COLUMN_CELL;
     const uint32_t count = (uint32_t)mimo_ceil_div(k->count, COLUMN_CELL);
     if (k->first % t->c->model->q.columns != 0)
         return fail(t, "not where a piece begins", area_name[X], k->first);
-    if (!touch(t, X, at, count, 0) || !touch(t, N, at, count, 0))
-        return false;
-    const bool angles = t->phase->kind == MIMO_TILE_EMBED || t->phase->op->code == MIMO_OP_DRAFT_FUSE;
-    if (angles && k->first == 0 && !touch(t, ANGLES, k->split, 1, 0))
-        return false;
-    for (uint32_t i = 0; i < t->c->features; i++)
-        if (t->c->feature_phase[i] == t->index && !touch(t, FEATURES, i * T * t->c->columns + at, count, 0))
+    for (uint32_t row = 0; row < T; row++) {
+        const uint32_t at = row * t->c->columns + k->first / COLUMN_CELL;
+        if (!touch(t, X, at, count, 0) || !touch(t, N, at, count, 0))
             return false;
-    return true;
+        for (uint32_t i = 0; i < t->c->features; i++)
+            if (t->c->feature_phase[i] == t->index && !touch(t, FEATURES, i * T * t->c->columns + at, count, 0))
+                return false;
+    }
+    const bool angles = t->phase->kind == MIMO_TILE_EMBED || t->phase->op->code == MIMO_OP_DRAFT_FUSE;
+    return !angles || k->first != 0 || touch(t, ANGLES, 0, T, 0);
 }
 
 static bool write_head(const touching *t)
@@ -353,17 +355,28 @@ static bool writes(const touching *t)
 
 /* ---- tasks ---- */
 
-/* Whether a task that reads no weights leaves their fields 0. */
-static bool names_none(const mimo_tile_task *k)
+static bool is_join(const mimo_tile_task *k)
 {
+    return k->kind == MIMO_TILE_REDUCE || k->kind == MIMO_TILE_HEADS || k->kind == MIMO_TILE_CHOOSE;
+}
+
+/* Whether a task or join that reads no weights leaves their fields 0, and others that it has no use for. */
+static bool names_none(const touching *t)
+{
+    const mimo_tile_task *k = t->task;
     const bool rows_of_p = k->kind == MIMO_TILE_HEADS;
-    const bool alone = k->kind == MIMO_TILE_CHOOSE || k->kind == MIMO_TILE_ACCEPT || k->kind == MIMO_TILE_PROPOSE;
-    if ((alone || rows_of_p) && k->split != 0)
+    const bool alone = k->kind == MIMO_TILE_ACCEPT || k->kind == MIMO_TILE_PROPOSE;
+    if ((alone || is_join(k) || k->kind == MIMO_TILE_EMBED) && k->split != 0)
         return false;
-    if (alone && (k->first != 0 || k->count != 0 || (k->splits != 1 && k->kind != MIMO_TILE_CHOOSE)))
+    if (alone && (k->first != 0 || k->count != 0 || k->splits != 1))
+        return false;
+    if (k->kind == MIMO_TILE_CHOOSE && (k->first != 0 || k->count != t->phase->op->dim[1]))
+        return false;
+    if (is_join(k) && (k->wait != MIMO_NO_COUNTER || k->load_wait != MIMO_NO_COUNTER))
         return false;
     return k->tile_rows == 0 && k->tile_pages == 0 && k->page == 0 && k->pages == 0 && k->page_bytes == 0 &&
-           k->expert_pages == 0 && k->k_page == 0 && (rows_of_p || (k->k_first == 0 && k->k_count == 0));
+           k->expert_pages == 0 && k->k_page == 0 && k->joins == 0 && k->join == 0 &&
+           (rows_of_p || (k->k_first == 0 && k->k_count == 0));
 }
 
 /* Whether a task names its weights as they lie in memory, and the K of its tiles. */
@@ -373,11 +386,11 @@ static bool names_weights(const touching *t)
     const mimo_tile_shape *shape = &t->c->model->q.shape[t->phase->tape][k->op];
     const bool is_up = k->kind == MIMO_TILE_EXPERT_UP, is_down = k->kind == MIMO_TILE_EXPERT_DOWN;
     if (!is_up && !is_down && k->kind != MIMO_TILE_PROJECT && k->kind != MIMO_TILE_DENSE_UP)
-        return names_none(k);
+        return names_none(t);
     if (k->tile_rows != shape->tile_rows || k->tile_pages != shape->tile_pages || k->page_bytes != shape->page_bytes ||
         k->k_page != shape->k_page || k->page_bytes > MIMO_RING_PAGE || k->split >= k->splits)
         return false;
-    if (k->expert_pages != (is_up || is_down ? shape->expert_pages : 0))
+    if (k->expert_pages != (is_up || is_down ? shape->expert_pages : 0) || (k->joins == 0 && k->join != 0))
         return false;
     if (is_up)
         return k->split == 0 && k->splits == 1 && k->page == 0 && k->pages == k->tile_pages && k->k_first == 0 &&
@@ -390,7 +403,8 @@ static bool names_weights(const touching *t)
                k->k_count == t->phase->op->dim[0];
     const uint32_t tiles = (uint32_t)mimo_ceil_div(k->count, k->tile_rows);
     return k->page == (k->split * shape->tiles + tile) * k->tile_pages && k->pages == tiles * k->tile_pages &&
-           k->k_first == k->split * shape->k_split && k->k_count <= shape->k_split;
+           k->k_first == k->split * shape->k_split && k->k_count <= shape->k_split &&
+           (k->kind != MIMO_TILE_DENSE_UP || k->k_count == t->phase->op->dim[0]);
 }
 
 static bool find(touching *t, mimo_probe_cells *c, const mimo_tile_task *task, uint32_t step)
@@ -422,8 +436,7 @@ bool mimo_probe_cells_begin(mimo_probe_cells *cells, const mimo_tile_task *task,
         return fail(&t, "tasks of a phase differ in splits", "splits", task->splits);
     phase->splits = task->splits;
     if (phase->kind == MIMO_TILE_REDUCE && phase->op->code != MIMO_OP_DRAFT_FUSE &&
-        !look(&t, X, task->split * cells->columns + task->first / COLUMN_CELL,
-              (uint32_t)mimo_ceil_div(task->count, COLUMN_CELL)))
+        !look_rows(&t, X, task->first, task->count))
         return false;
     if (!reads(&t))
         return false;
@@ -466,6 +479,9 @@ static uint64_t work_of(const touching *t)
         return (uint64_t)k->count * k->k_count;
     case MIMO_TILE_HEADS:
         return k->k_count;
+    case MIMO_TILE_EMBED:
+    case MIMO_TILE_REDUCE:
+        return (uint64_t)k->count * T;
     case MIMO_TILE_EXPERT_UP:
         return 0;
     case MIMO_TILE_EXPERT_DOWN:

@@ -140,11 +140,11 @@ static PyObject *stage_list(const mimo_queues *queues, const tapes *t, const mim
         const mimo_stage *s = &stage[i];
         const mimo_op *op = &t->plan[s->tape].op[s->op];
         const mimo_tile_shape *shape = &queues->shape[s->tape][s->op];
-        PyObject *item =
-            Py_BuildValue("(ssiiKKII(IIIIII))", tile_kinds[s->kind], mimo_op_infos[op->code].name,
-                          op->layer == MIMO_NO_LAYER ? -1 : (int)op->layer, (int)s->tape, (unsigned long long)s->bytes,
-                          (unsigned long long)s->busiest, s->tasks, shape->tiles, op->dim[0], op->dim[1], op->dim[2],
-                          op->dim[3], op->dim[4], op->dim[5]);
+        PyObject *item = Py_BuildValue(
+            "(sssiiKKII(IIIIII))", tile_kinds[s->kind], s->join < MIMO_TILE_KINDS ? tile_kinds[s->join] : "",
+            mimo_op_infos[op->code].name, op->layer == MIMO_NO_LAYER ? -1 : (int)op->layer, (int)s->tape,
+            (unsigned long long)s->bytes, (unsigned long long)s->busiest, s->tasks, shape->tiles, op->dim[0],
+            op->dim[1], op->dim[2], op->dim[3], op->dim[4], op->dim[5]);
         if (append(list, item) < 0)
             Py_CLEAR(list);
     }

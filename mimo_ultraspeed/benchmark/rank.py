@@ -88,6 +88,8 @@ def bench_rank(
         if context is None:
             settings = replace(settings, context=min(_CONTEXT, engine.max_context - 2 * _ROWS))
         assumed = replace(assume or Assumptions(), overlap=wanted.overlap, context=settings.context)
+        if world == 1:  # sums are whole where they are made
+            assumed = replace(assumed, all_reduce=assumed.join)
         share = core.Rank(engine, world=world, context=settings.context, copied=copied)
         result = _planned(share, engine, settings, gpu, assumed, plan_only)
         _run(share, result, wanted, number or 0, wanted_paths, progress)

@@ -75,7 +75,7 @@ class Operation:
 @dataclass(frozen=True)
 class Trace:
     """One step: launches (kernel, operation, layer or -1, CTAs, first stamp) and stamps [n, 3]: begin, end (ns), multiprocessor. On
-    the resident path a stage stands for a launch, and its tasks for CTAs."""
+    the resident path a stage stands for a launch, and its tasks and joins for CTAs."""
 
     launches: Sequence[tuple[str, str, int, int, int]]
     stamps: NDArray[np.uint64]
@@ -293,7 +293,7 @@ class RankResult:
             "settings": dataclasses.asdict(self.settings),
             "shape": dataclasses.asdict(self.shape),
             "planned_for": self.planned_for,
-            "assumptions": dataclasses.asdict(self.assume) | {"fused": sorted(self.assume.fused)},
+            "assumptions": dataclasses.asdict(self.assume),
             "machine": self.machine,
             "version": self.version,
             "commit": self.commit,

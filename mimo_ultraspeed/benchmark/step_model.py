@@ -63,19 +63,21 @@ class Assumptions:
 
     fraction: float = 0.85
     hand_over: float = 2e-6
+    join: float = 1.5e-6
     all_reduce: float = 4.5e-6
     choose: float = 2e-6
     overlap: float = 0.0
     context: int = 8192
-    fused: frozenset[str] = frozenset()
-    """Kinds of stages that are done where they are read, and cost no hand-over."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """All tasks of one kind of one operation on one rank. `experts` > 0: bytes are those of one of so many, which are chosen."""
+    """All tasks of one kind of one operation on one rank, and what joins them. `experts` > 0: bytes are those of one of so many,
+    which are chosen."""
 
     kind: str
+    join: str
+    """The kind of its joins (csrc/cuda/task.h), or nothing."""
     op: str
     layer: int
     draft: bool
@@ -112,7 +114,7 @@ class Step:
     time: float
     stages: int
     waits: float
-    """Sum of hand-overs and all-reduces, hidden or not."""
+    """Sum of hand-overs, joins and all-reduces, hidden or not."""
 
 
 def union(experts: int, top_k: int, rows: int, overlap: float) -> float:
@@ -128,7 +130,7 @@ def lowered(rank: Rank, gpu: Gpu) -> Lowered:
     """The stages of a rank's round on a GPU."""
     table, ring_pages, activation_bytes = rank.stages(gpu.sms, SHARED_BYTES, gpu.l2)
     stages, weights = [], 0.0
-    for kind, op, layer, draft, bytes, busiest, tasks, tiles, dim in table:
+    for kind, join, op, layer, draft, bytes, busiest, tasks, tiles, dim in table:
         fields: dict[str, Any] = {}
         if kind in ("expert_up", "expert_down"):
             fields = {"bytes": float(bytes), "experts": dim[2], "top_k": dim[3]}
@@ -143,7 +145,7 @@ def lowered(rank: Rank, gpu: Gpu) -> Lowered:
             fields = {"bytes": float(bytes), "uneven": busiest * gpu.sms / bytes}
             # The drafter's head is rows of the target's.
             weights += bytes if not (draft and op == "head") else 0
-        stages.append(Stage(kind, op, layer, bool(draft), **({"bytes": 0.0} | fields)))
+        stages.append(Stage(kind, join, op, layer, bool(draft), **({"bytes": 0.0} | fields)))
     return Lowered(tuple(stages), ring_pages * float(RING_PAGE) * gpu.sms, weights, ring_pages, activation_bytes)
 
 
@@ -164,17 +166,15 @@ def uneven(stage: Stage, rows: int, gpu: Gpu, assume: Assumptions) -> float:
     return math.ceil(units / gpu.sms) * gpu.sms / units
 
 
-def wait_of(stage: Stage, assume: Assumptions) -> float:
-    """From the last write of the stage before to the first use of what it wrote."""
-    if stage.kind in assume.fused:
-        return assume.choose if stage.kind == "choose" else 0.0
-    if stage.kind == "reduce":
+def join_of(stage: Stage, assume: Assumptions) -> float:
+    """From the last partial sum of the stage to what its joins make of them."""
+    if stage.join == "reduce":
         return assume.all_reduce
-    return assume.hand_over + (assume.choose if stage.kind == "choose" else 0.0)
+    return (assume.join if stage.join else 0.0) + (assume.choose if stage.join == "choose" else 0.0)
 
 
-def pipeline(loads: Sequence[tuple[float, float, bool]], rate: float, ring: float, l2: float) -> float:
-    """Seconds of stages (bytes, wait before it, is chosen) in order.
+def pipeline(loads: Sequence[tuple[float, float, float, bool]], rate: float, ring: float, l2: float) -> float:
+    """Seconds of stages (bytes, wait before it, joins after it, is chosen) in order.
 
     Memory reads one stage after the other at `rate`, at most `ring` bytes ahead of their use. What a chosen stage reads is known
     when the stage before has ended; while memory waits for that, it reads up to `l2` bytes of the stages after it that are not
@@ -184,14 +184,14 @@ def pipeline(loads: Sequence[tuple[float, float, bool]], rate: float, ring: floa
     waiting: deque[tuple[float, float]] = deque()  # bytes in the ring and when they are used
     inside = 0.0
     ahead: dict[int, float] = {}  # bytes of a stage that are in L2 already
-    for i, (size, wait, is_chosen) in enumerate(loads):
+    for i, (size, wait, join, is_chosen) in enumerate(loads):
         ready = done + wait
         if is_chosen:
             spare = min(max(0.0, done - memory) * rate, l2 - sum(ahead.values()))
             after = i + 1
-            while after < len(loads) and loads[after][2]:
+            while after < len(loads) and loads[after][3]:
                 after += 1
-            while after < len(loads) and not loads[after][2]:
+            while after < len(loads) and not loads[after][3]:
                 taken = min(spare, loads[after][0] - ahead.get(after, 0.0))
                 ahead[after] = ahead.get(after, 0.0) + taken
                 spare -= taken
@@ -210,6 +210,7 @@ def pipeline(loads: Sequence[tuple[float, float, bool]], rate: float, ring: floa
             done = max(done, memory)
             waiting.append((part, done))
             inside += part
+        done += join
     return done
 
 
@@ -217,7 +218,10 @@ def step(rank: Lowered, gpu: Gpu, rows: int, drafting: bool, assume: Assumptions
     """The modelled time of one step of `rows` rows, with the drafter's round or without."""
     chosen = [stage for stage in rank.stages if drafting or not (stage.draft or stage.kind == "propose")]
     sizes = [stage_bytes(stage, rows, assume) for stage in chosen]
-    waits = [wait_of(stage, assume) for stage in chosen]
-    loads = [(size * stage.uneven, wait, stage.experts > 0) for stage, size, wait in zip(chosen, sizes, waits, strict=True)]
+    joins = [join_of(stage, assume) for stage in chosen]
+    loads = [
+        (size * uneven(stage, rows, gpu, assume), assume.hand_over, join, stage.experts > 0)
+        for stage, size, join in zip(chosen, sizes, joins, strict=True)
+    ]
     time = pipeline(loads, gpu.bandwidth * assume.fraction, rank.ring, gpu.l2 / 2)
-    return Step(sum(sizes), sum(sizes) / gpu.bandwidth, time, len(chosen), sum(waits))
+    return Step(sum(sizes), sum(sizes) / gpu.bandwidth, time, len(chosen), len(chosen) * assume.hand_over + sum(joins))

@@ -75,6 +75,13 @@ def test_barriers_that_some_do_not_come_to(library: Library) -> None:
     assert "barrier 3 as one of" in fault(lambda: library.run("some_meet", to, 2, threads=96))
 
 
+def test_barriers_that_ask(library: Library) -> None:
+    to = np.zeros(96, U32)
+    for yes in (0, 1, 40, 95, 96):
+        library.run("all_agree", to, yes, threads=96)
+        assert (to == (yes == 96) + 2 * (yes > 0) + 4 * yes).all()
+
+
 def test_memory_that_is_not_there(library: Library) -> None:
     to = np.zeros(64, U32)
 

@@ -153,7 +153,7 @@ def test_prompt_lookup_beside_the_drafter(opened: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("program", [0, 2])
 def test_a_signal_that_never_comes_is_an_error(opened: Any, program: int) -> None:
     gpu = opened("mxfp4", "resident", races=False)
-    _probe.cuda_break(gpu, program, 60, 200)
+    _probe.cuda_break(gpu, program, 30, 200)
     job = gpu.submit([5, 6, 7], max_new_tokens=50, speculative=program == 0)
 
     def drain() -> None:

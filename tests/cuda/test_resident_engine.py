@@ -299,7 +299,7 @@ def test_closing_ends_a_decode_and_gives_everything_back(opened: Any) -> None:
 def test_a_signal_that_never_comes_loses_the_engine_and_not_the_process(opened: Any, program: int) -> None:
     gpu = opened("mxfp4")
     answer(gpu, [1, 2, 3], 8, speculative=True)
-    _probe.cuda_break(gpu, program, 60, 200)
+    _probe.cuda_break(gpu, program, 30, 200)
     job = gpu.submit([5, 6, 7], max_new_tokens=50, speculative=program == 0)
     text = raises(EngineError, lambda: drained(job))
     assert "is lost: the resident kernel: compute role of CTA" in text

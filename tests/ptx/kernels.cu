@@ -59,6 +59,20 @@ KERNEL some_meet(uint32_t *to, uint32_t broken)
     to[threadIdx.x] = 1;
 }
 
+/* What threads find out together, of whether each is one of the first `yes`: of all, of any, how many. */
+KERNEL all_agree(uint32_t *to, uint32_t yes)
+{
+    uint32_t all, any, count;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0;\n"
+                 "  .reg .pred q; barrier.cta.red.and.pred q, 1, p; selp.u32 %0, 1, 0, q;\n"
+                 "  barrier.cta.red.or.pred q, 1, p; selp.u32 %1, 1, 0, q;\n"
+                 "  barrier.cta.red.popc.u32 %2, 2, p; }"
+                 : "=r"(all), "=r"(any), "=r"(count)
+                 : "r"((uint32_t)(threadIdx.x < yes))
+                 : "memory");
+    to[threadIdx.x] = all | any << 1 | count << 2;
+}
+
 KERNEL reaches(uint32_t *to, uint32_t count, uint32_t broken)
 {
     extern __shared__ uint32_t dynamic[];

@@ -35,8 +35,9 @@ typedef struct warp_type {
 } warp_type;
 
 typedef struct barrier_type {
-    uint32_t arrived, wanted;
-    struct ptx_waiter *who[1024]; /* [arrived] */
+    uint32_t arrived, wanted, yes; /* yes: of those, who said so */
+    char what;                     /* they come for */
+    struct ptx_waiter *who[1024];  /* [arrived] */
 } barrier_type;
 
 typedef struct mbarrier_type {
@@ -408,7 +409,20 @@ static void meet(waiter **who, uint32_t count)
     race_meet(actors, count);
 }
 
-void ptx_bar_sync(ptx_thread *t, uint32_t number, uint32_t threads)
+/* The last who comes to a barrier lets all go, each with what they have found out together. */
+static void open_barrier(barrier_type *b)
+{
+    const uint32_t found = b->what == 'a' ? b->yes == b->wanted : b->what == 'o' ? b->yes > 0 : b->yes;
+    for (uint32_t i = 0; i < b->wanted; i++) {
+        b->who[i]->result = found;
+        if (i + 1 < b->wanted)
+            make_ready(b->who[i]);
+    }
+    b->arrived = b->yes = 0;
+    meet(b->who, b->wanted);
+}
+
+uint32_t ptx_bar(ptx_thread *t, char what, uint32_t number, uint32_t threads, uint8_t yes)
 {
     waiter *w = t->waiter;
     const uint32_t wanted = threads > 0 ? threads : t->ntid;
@@ -417,18 +431,18 @@ void ptx_bar_sync(ptx_thread *t, uint32_t number, uint32_t threads)
               BARRIERS, t->ntid);
     barrier_type *b = &w->cta->barrier[number];
     if (b->arrived == 0)
-        b->wanted = wanted;
+        b->wanted = wanted, b->what = what;
     if (b->wanted != wanted)
         fault(w, "comes to barrier %u as one of %u threads, others as of %u", number, wanted, b->wanted);
+    if (b->what != what)
+        fault(w, "comes to barrier %u for another reason than others", number);
     b->who[b->arrived++] = w;
-    if (b->arrived < wanted) {
+    b->yes += yes != 0;
+    if (b->arrived < wanted)
         wait_for(w, "barrier", number);
-        return;
-    }
-    for (uint32_t i = 0; i + 1 < wanted; i++)
-        make_ready(b->who[i]);
-    b->arrived = 0;
-    meet(b->who, wanted);
+    else
+        open_barrier(b);
+    return w->result;
 }
 
 static void shuffle(warp_type *warp)

@@ -73,7 +73,8 @@ void ptx_pause(ptx_thread *t);
 uint64_t ptx_clock(ptx_thread *t);
 uint32_t ptx_sm(ptx_thread *t);
 
-void ptx_bar_sync(ptx_thread *t, uint32_t barrier, uint32_t threads); /* threads 0: the whole CTA */
+/* what: 's' sync, or what is made of their yes: 'a' and, 'o' or, 'p' count. threads 0: the whole CTA. */
+uint32_t ptx_bar(ptx_thread *t, char what, uint32_t barrier, uint32_t threads, uint8_t yes);
 void ptx_warp_sync(ptx_thread *t, uint32_t mask);
 /* mode: 'b' bfly, 'd' down, 'u' up, 'i' idx */
 uint32_t ptx_shfl(ptx_thread *t, char mode, uint32_t value, uint32_t b, uint32_t c, uint32_t mask, uint8_t *valid);

@@ -528,8 +528,16 @@ class _Function:
         if modifiers == ["warp", "sync"]:
             self.emit(f"ptx_warp_sync(t, {self.use(o[0], 'u32')});")
             return
+        if modifiers[0] == "red":
+            threads = self.use(o[2], "u32") if len(o) == 4 else 0
+            found = f"ptx_bar(t, '{modifiers[1][0]}', {self.use(o[1], 'u32')}, {threads}, {self.use(o[-1], 'pred')})"
+            self.put(o[0], modifiers[2], found)
+            return
         assert modifiers == ["sync"]
-        self.emit(f"ptx_bar_sync(t, {self.use(o[0], 'u32')}, {self.use(o[1], 'u32') if len(o) > 1 else 0});")
+        self.emit(f"ptx_bar(t, 's', {self.use(o[0], 'u32')}, {self.use(o[1], 'u32') if len(o) > 1 else 0}, 0);")
+
+    def do_barrier(self, modifiers: list[str], o: list[str]) -> None:
+        self.do_bar([name for name in modifiers if name not in ("cta", "aligned")], o)
 
     def do_shfl(self, modifiers: list[str], o: list[str]) -> None:
         assert modifiers[0] == "sync" and modifiers[2] == "b32"

@@ -86,21 +86,43 @@ struct mimo_resident_cta {
         };
         if (!computes)
             return spin(ready, say);
-        uint32_t *flag = reinterpret_cast<uint32_t *>(shared + MIMO_RESIDENT_FLAG);
-        threads.sync();
-        if (threads.thread() == 0)
-            *flag = spin(ready, say);
-        threads.sync();
-        return *flag != 0;
+        return threads.all(threads.thread() != 0 || spin(ready, say));
     }
 
-    __device__ void signal(uint32_t counter)
+    __device__ void signal(uint32_t counter, uint32_t count)
     {
         threads.sync();
-        if (threads.thread() == 0) {
-            __threadfence();
-            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(&machine.counter[counter]) : "memory");
+        if (threads.thread() == 0)
+            asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(&machine.counter[counter]), "r"(count)
+                         : "memory");
+    }
+
+    /* One arrival more at a join; whether it was the last of the step. A join of one arrival counts none. */
+    __device__ bool arrive_at(uint32_t join, uint32_t step) const
+    {
+        const uint32_t arrivals = machine.join[join].wait_count;
+        if (arrivals == 1)
+            return true;
+        uint32_t before;
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                     : "=r"(before)
+                     : "l"(&machine.counter[machine.counters + join])
+                     : "memory");
+        return before + 1 == (step + 1) * arrivals;
+    }
+
+    __device__ uint32_t arrive(uint32_t first, uint32_t count, uint32_t step)
+    {
+        uint32_t *flag = reinterpret_cast<uint32_t *>(shared + MIMO_RESIDENT_FLAG);
+        threads.sync();
+        if (threads.warp() == 0) {
+            const uint32_t i = threads.thread();
+            const uint32_t ready = __ballot_sync(0xffffffffu, i < count && arrive_at(first + i, step));
+            if (i == 0)
+                *flag = ready;
         }
+        threads.sync();
+        return *flag;
     }
 
     __device__ uint64_t clock() const

@@ -61,9 +61,10 @@ enum { MIMO_TILE_EXACT_PARTS = 3 };
 typedef struct mimo_tile_machine {
     mimo_cuda_state target, context, block; /* a drafter's context and its block have rows of their own */
     const uint8_t *const *pages[2];         /* [operations of a tape] */
-    const mimo_tile_task *task;
+    const mimo_tile_task *task, *join;
     const uint32_t *begin;                   /* [CTAs + 1] */
-    uint32_t last, last_tasks;               /* the last stage of a round: its counter and tasks */
+    uint32_t last, last_count;               /* the last stage of a round: its counter, what it grows by */
+    uint32_t counters;                       /* of stages; those of joins are behind them */
     uint32_t columns, pieces;                /* of H in a piece of a row, and pieces of a row */
     uint32_t sample_span, draft_span, spans; /* ids of a span, and most spans of a row */
     uint32_t vocab, draft_vocab;             /* ids, */
@@ -80,7 +81,8 @@ typedef struct mimo_tile_machine {
     mimo_tile_round *round;
     const uint32_t *drafted; /* [V'] ids that a drafter drafts; NULL: all */
     mimo_mail *mail;         /* NULL: tokens are not sent */
-    mimo_stamp *stamps;      /* [tasks] when each ran last; NULL: nobody asks */
+    mimo_stamp *stamps;      /* [tasks, then joins] when each ran last; NULL: nobody asks */
+    uint32_t tasks;          /* of all CTAs */
 } mimo_tile_machine;
 
 enum { MIMO_TILE_SUMS = 2 * (MIMO_TILE_UNIT + 4) * MIMO_TILE_TOKENS }; /* floats a warp, see below */

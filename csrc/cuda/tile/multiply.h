@@ -48,23 +48,31 @@ MIMO_BODY inline const mimo_cuda_state &mimo_tile_state(const mimo_tile_machine 
     return task.op_code == MIMO_OP_DRAFT_FUSE || task.op_code == MIMO_OP_DRAFT_CONTEXT ? m.context : m.block;
 }
 
-/* What the rows of N are to be multiplied with, in the team's scratch. */
+/* What row t of N is to be multiplied with, by one warp; every lane gets it. */
+template <class Team>
+MIMO_BODY inline float mimo_tile_scale(const Team &team, const mimo_tile_machine &m, const mimo_cuda_state &s,
+                                       uint32_t t)
+{
+    typename Team::template lane_value<float> sum;
+    team.lanes([&](uint32_t lane) {
+        sum[lane] = 0.0f;
+        for (uint32_t i = lane; i < m.pieces; i += MIMO_LANES)
+            sum[lane] += m.squares[t * m.pieces + i];
+    });
+    return 1.0f / sqrtf(team.sum(sum) / (float)s.config->hidden + s.config->norm_eps);
+}
+
+/* Of all rows, in the team's scratch. */
 template <class Team>
 MIMO_BODY inline const float *mimo_tile_scales(const Team &team, const mimo_tile_machine &m, const mimo_cuda_state &s)
 {
     float *scale = mimo_cuda_scales(team);
     team.sync(); /* nobody reads those of before */
     for (uint32_t t = team.warp(); t < s.step->rows; t += team.warps()) {
-        typename Team::template lane_value<float> sum;
-        team.lanes([&](uint32_t lane) {
-            sum[lane] = 0.0f;
-            for (uint32_t i = lane; i < m.pieces; i += MIMO_LANES)
-                sum[lane] += m.squares[t * m.pieces + i];
-        });
-        const float total = team.sum(sum);
+        const float own = mimo_tile_scale(team, m, s, t);
         team.lanes([&](uint32_t lane) {
             if (lane == 0)
-                scale[t] = 1.0f / sqrtf(total / (float)s.config->hidden + s.config->norm_eps);
+                scale[t] = own;
         });
     }
     team.sync();

@@ -23,22 +23,23 @@ MIMO_BODY inline const float *mimo_tile_next_norm(const mimo_cuda_state &s, cons
     }
 }
 
-/* x [count] of row t from `first` on is there: N of it and its sum of squares, by one warp in 32 lanes. */
-template <class Team>
-MIMO_BODY inline void mimo_tile_norm(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
-                                     const mimo_cuda_state &s, uint32_t t)
+/* x[h] = value(h) for a task's columns of row t, by one warp: N of them, and the sum of their squares. */
+template <class Team, class Value>
+MIMO_BODY inline void mimo_tile_columns_of(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
+                                           const mimo_cuda_state &s, uint32_t t, Value value)
 {
-    const float *x = s.work.x + t * s.work.x_stride + task.first;
-    const float *weight = mimo_tile_next_norm(s, task) + task.first;
-    team.sync();
-    team.threads(task.count, [&](uint32_t i) { mimo_tile_put(m.n, m.parts, t, task.first + i, x[i] * weight[i]); });
-    if (team.warp() != 0)
-        return;
+    const float *weight = mimo_tile_next_norm(s, task);
+    float *x = s.work.x + t * s.work.x_stride;
     typename Team::template lane_value<float> sum;
     team.lanes([&](uint32_t lane) {
         sum[lane] = 0.0f;
-        for (uint32_t i = lane; i < task.count; i += MIMO_LANES)
-            sum[lane] = fmaf(x[i], x[i], sum[lane]);
+        for (uint32_t i = lane; i < task.count; i += MIMO_LANES) {
+            const uint32_t h = task.first + i;
+            const float own = value(h);
+            x[h] = own;
+            mimo_tile_put(m.n, m.parts, t, h, own * weight[h]);
+            sum[lane] = fmaf(own, own, sum[lane]);
+        }
     });
     const float total = team.sum(sum);
     team.lanes([&](uint32_t lane) {
@@ -47,22 +48,25 @@ MIMO_BODY inline void mimo_tile_norm(const Team &team, const mimo_tile_machine &
     });
 }
 
+/* Angles of all rows, by the task that has the first columns. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_angles(const Team &team, const mimo_tile_task &task, const mimo_cuda_state &s)
+{
+    for (uint32_t t = 0; task.first == 0 && t < s.step->rows; t++)
+        mimo_cuda_angles(team, s, t);
+}
+
 template <class Team>
 MIMO_BODY inline void mimo_tile_embed(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
-    const uint32_t t = task.split;
-    if (t >= s.step->rows)
-        return;
-    float *x = s.work.x + t * s.work.x_stride;
-    const bool mask = task.op_code == MIMO_OP_DRAFT_EMBED && t > 0;
-    team.threads(task.count, [&](uint32_t i) {
-        const uint32_t h = task.first + i;
-        x[h] = mask ? s.draft->mask[h] : mimo_cuda_embedding(s, s.step->token[t], h);
-    });
-    if (task.first == 0)
-        mimo_cuda_angles(team, s, t);
-    mimo_tile_norm(team, m, task, s, t);
+    for (uint32_t t = team.warp(); t < s.step->rows; t += team.warps()) {
+        const bool mask = task.op_code == MIMO_OP_DRAFT_EMBED && t > 0;
+        mimo_tile_columns_of(team, m, task, s, t, [&](uint32_t h) {
+            return mask ? s.draft->mask[h] : mimo_cuda_embedding(s, s.step->token[t], h);
+        });
+    }
+    mimo_tile_angles(team, task, s);
 }
 
 /* Element `row` of row t of P: the sum of its splits, in order. */
@@ -79,23 +83,21 @@ template <class Team>
 MIMO_BODY inline void mimo_tile_reduce(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
-    const uint32_t t = task.split, H = s.config->hidden;
-    if (t >= s.step->rows)
-        return;
+    const mimo_cuda_step &step = *s.step;
+    const uint32_t H = s.config->hidden;
     const bool fuse = task.op_code == MIMO_OP_DRAFT_FUSE;
     const bool layer_ends = task.op_code == MIMO_OP_EXPERT_DOWN || task.op_code == MIMO_OP_DENSE_DOWN;
-    float *x = s.work.x + t * s.work.x_stride;
-    team.threads(task.count, [&](uint32_t i) {
-        const uint32_t h = task.first + i;
-        const float sum = mimo_tile_partial(m, task.splits, H, t, h);
-        if (fuse)
-            x[h] = sum;
-        else
-            mimo_cuda_add(s, task.layer, layer_ends, h, t, sum);
-    });
-    if (fuse && task.first == 0)
-        mimo_cuda_angles(team, s, t);
-    mimo_tile_norm(team, m, task, s, t);
+    for (uint32_t t = team.warp(); t < step.rows; t += team.warps())
+        mimo_tile_columns_of(team, m, task, s, t, [&](uint32_t h) {
+            const float sum = mimo_tile_partial(m, task.splits, H, t, h);
+            const float x = fuse ? sum : s.work.x[t * s.work.x_stride + h] + sum;
+            for (uint32_t i = 0; layer_ends && i < step.taps; i++)
+                if (step.tap[i] == task.layer)
+                    step.hidden[i * step.hidden_stride + (size_t)t * H + h] = x;
+            return x;
+        });
+    if (fuse)
+        mimo_tile_angles(team, task, s);
 }
 
 /* ---- HEADS ---- */
@@ -136,16 +138,18 @@ MIMO_BODY inline void mimo_tile_heads(const Team &team, const mimo_tile_machine 
     const bool context = task.op_code == MIMO_OP_DRAFT_CONTEXT;
     const uint32_t rows = context ? mimo_tile_context_rows(s) : layer.qkv.rows, width = task.k_count;
     const uint32_t head = task.first + (context ? layer.attention.heads : 0);
-    const float *scale = mimo_tile_scales(team, m, s);
-    float *values = mimo_cuda_own_scratch(team); /* [T, width] */
-    team.threads(s.step->rows * width, [&](uint32_t i) {
-        const uint32_t t = i / width;
-        values[i] = mimo_tile_partial(m, task.splits, rows, t, task.k_first + i % width) * scale[t];
-    });
-    team.sync();
-    for (uint32_t t = team.warp(); t < s.step->rows; t += team.warps())
-        mimo_tile_finish_head(team, s, layer, head, t, values + t * width);
-    team.sync();
+    float *values = mimo_cuda_own_scratch(team) + team.warp() * (size_t)width; /* [warps, width] */
+    for (uint32_t t = team.warp(); t < s.step->rows; t += team.warps()) {
+        const float scale = mimo_tile_scale(team, m, s, t);
+        team.lanes([&](uint32_t lane) {
+            for (uint32_t i = lane; i < width; i += MIMO_LANES)
+                values[i] = mimo_tile_partial(m, task.splits, rows, t, task.k_first + i) * scale;
+        });
+        team.meet();
+        mimo_tile_finish_head(team, s, layer, head, t, values);
+        team.meet();
+    }
+    team.sync(); /* the scratch may be another's */
 }
 
 /* ---- ATTEND, MERGE ---- */
