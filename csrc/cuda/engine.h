@@ -3,17 +3,20 @@
  * over, when the text is, or when something is lost.
  *
  * A Cta has
- *   number()                 which queue is its own
- *   wait(counter, step, back, count)   until the counter has all signals (task.h); false: the machine is lost
- *   signal(counter, count)   adds, after all that the team wrote
- *   arrive(first, count, step)   at joins (at most 32), after all that the team wrote: a bit for each whose last
- * arrival of the step it was; all that those before wrote is seen copy(from, bytes)        the next page into the ring,
- * when there is room; false: lost hint(from, bytes)        will be copied soon team()                   the threads
- * that compute clock(), stamp(to, begin)          nanoseconds; notes when the team began and ended, and where ring()
- * take(): the next page, all of it there; give(): it may be overwritten */
+ * - number(): which queue is its own
+ * - wait(counter, step, back, count): until the counter has all signals (task.h); false: the machine is lost
+ * - signal(counter, count): adds, after all that the team wrote
+ * - arrive(first, count, step): at joins (at most 32), after all that the team wrote: a bit for each whose last arrival
+ *   of the step it was; all that those before wrote is seen
+ * - copy(from, bytes): the next page into the ring, when there is room; false: lost
+ * - hint(from, bytes): will be copied soon
+ * - team(): the threads that compute
+ * - clock(), stamp(to, begin): nanoseconds; notes when the team began and ended, and where
+ * - ring(): its take() is the next page, all of it there; after give() it may be overwritten */
 #ifndef MIMO_CUDA_ENGINE_H
 #define MIMO_CUDA_ENGINE_H
 
+#include "cuda/tile/attend.h"
 #include "cuda/tile/choose.h"
 #include "cuda/tile/rows.h"
 

@@ -12,18 +12,29 @@ enum {
     MIMO_RESIDENT_TEAM = 256,    /* threads that compute */
     MIMO_RESIDENT_WARPS = MIMO_RESIDENT_TEAM / 32,
     MIMO_RESIDENT_FLAG = 2 * MIMO_RING_MOST * 8, /* offset of a flag, behind the barriers of full and empty places */
-    MIMO_RESIDENT_SCRATCH = (MIMO_RESIDENT_FLAG / 128 + 1) * 128, /* offset of the team's scratch */
-    MIMO_SM90_SHARED = 227 << 10, /* bytes of shared memory that a CTA may have on sm_90, static ones included */
+    MIMO_RESIDENT_GIVEN = (MIMO_RESIDENT_FLAG / 128 + 1) * 128, /* offset of what the launch says */
+    MIMO_SM90_SHARED = 227 << 10, /* bytes of shared memory that a CTA may have on sm_90 */
 };
 
-/* Shared memory in bytes from its beginning: barriers and a flag, the team's scratch, activations, the ring. */
+/* Shared memory in bytes from its beginning: barriers and a flag, what the launch says, the team's scratch,
+ * activations, the ring. */
 typedef struct mimo_resident_layout {
     uint32_t pages, page_bytes;
     uint32_t activations, ring;
     uint32_t patience, stretch; /* ticks of 1024 ns that a wait may take, and that one look at the clock may add */
 } mimo_resident_layout;
 
-enum { MIMO_RESIDENT_TICK_NS = 1024, MIMO_RESIDENT_STRETCHES = 256 };
+/* What the launch says, in shared memory: there everything has an address that needs no register. */
+typedef struct mimo_resident_given {
+    mimo_tile_machine machine;
+    mimo_resident_layout layout;
+} mimo_resident_given;
+
+enum {
+    MIMO_RESIDENT_SCRATCH = MIMO_RESIDENT_GIVEN + (sizeof(mimo_resident_given) + 127) / 128 * 128, /* offset */
+    MIMO_RESIDENT_TICK_NS = 1024,
+    MIMO_RESIDENT_STRETCHES = 256
+};
 
 /* Of it, what is neither activations nor ring: heads are up to `head` wide, their values up to `value`. */
 static inline uint32_t mimo_resident_fixed_bytes(uint32_t head, uint32_t value)

@@ -8,7 +8,8 @@ enum {
     K_UNIT = 128,         /* K is split at multiples of it: the scales of FP8 */
     PAGE_UNIT = 128,      /* bytes that page addresses are multiples of */
     TILE_OVERHEAD = 2048, /* a tile's end costs as much as reading so many bytes: sums across warps, writing */
-    ATOMIC = 256          /* an arrival at a join, likewise */
+    ATOMIC = 256,         /* an arrival at a join, likewise */
+    ATTEND_HEADS = 8      /* most of a task of split attention, if they can be halved */
 };
 
 static uint32_t ceil_div(uint64_t a, uint64_t b)
@@ -43,11 +44,13 @@ uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k)
     return round_up(bytes, PAGE_UNIT);
 }
 
-mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, uint32_t fixed, mimo_error *err)
+mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, uint32_t value, uint32_t fixed,
+                             mimo_error *err)
 {
     /* In the exact precision a row is three, which need not be all there at once. */
     const uint32_t all = mimo_pick_activations(T, widest), exact = mimo_pick_activations(3 * T, MIMO_TILE_UNIT);
-    const uint64_t activations = round_up((uint32_t)mimo_max(all, exact), PAGE_UNIT);
+    const uint64_t most = mimo_max(mimo_max(all, exact), mimo_pick_attended(value));
+    const uint64_t activations = round_up((uint32_t)most, PAGE_UNIT);
     const uint64_t least = fixed + activations + MIMO_RING_LEAST * MIMO_RING_PAGE;
     if (gpu->shared_bytes < least)
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
@@ -201,8 +204,12 @@ void mimo_pick_attend(uint32_t *heads, uint32_t *splits, uint32_t N, uint32_t G,
         *splits = 1;
         return;
     }
+    /* What a split has made of a head is written and merged, so rather fewer heads than more splits; two heads share
+     * what is read of keys and values. */
     *heads = group;
-    *splits = (uint32_t)mimo_max(1, mimo_min(mimo_min(gpu->sms / G, chunks), MIMO_ATTEND_MOST_SPLITS));
+    while (*heads % 2 == 0 && *heads > 2 && (*heads > ATTEND_HEADS || (uint64_t)2 * (N / *heads) * chunks <= gpu->sms))
+        *heads /= 2;
+    *splits = (uint32_t)mimo_max(1, mimo_min(mimo_min(gpu->sms / (N / *heads), chunks), MIMO_TILE_MOST_SPLITS));
 }
 
 uint32_t mimo_pick_span(uint32_t count, const mimo_gpu *gpu)

@@ -10,10 +10,9 @@
 #include "model/weights.h"
 
 enum {
-    MIMO_RING_LEAST = 4,          /* pages: fewer would not hide the latency of memory */
-    MIMO_ACTIVATION_BYTES = 2,    /* of an element of N, A or U as tiles read it: BF16 */
-    MIMO_ATTEND_FEW_CHUNKS = 4,   /* windows of so many chunks or less are not split */
-    MIMO_ATTEND_MOST_SPLITS = 128 /* partial sums are merged by one task a head and row */
+    MIMO_RING_LEAST = 4,       /* pages: fewer would not hide the latency of memory */
+    MIMO_ACTIVATION_BYTES = 2, /* of an element of N, A or U as tiles read it: BF16 */
+    MIMO_ATTEND_FEW_CHUNKS = 4 /* windows of so many chunks or less are not split */
 };
 
 typedef struct mimo_gpu {
@@ -58,10 +57,17 @@ static inline uint32_t mimo_pick_activations(uint32_t rows, uint32_t k)
     return rows * ((MIMO_ACTIVATION_BYTES * k + 127) / 128 * 128 + 64);
 }
 
-/* Shared memory for tasks whose unsplit K is at most `widest`, beside `fixed` bytes (cuda/launch.h);
- * MIMO_ERR_UNSUPPORTED if no ring is left. */
-MIMO_MUST_CHECK mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, uint32_t fixed,
-                                             mimo_error *err);
+/* Bytes that eight warps need there for what they have attended of a head each: [warps, T, value + 1] floats, then two
+ * of each row (sm90/attend.h). */
+static inline uint32_t mimo_pick_attended(uint32_t value)
+{
+    return 8 * MIMO_TILE_TOKENS * (value + 1 + 2) * (uint32_t)sizeof(float);
+}
+
+/* Shared memory for tasks whose unsplit K is at most `widest` and whose heads' values are at most `value` wide, beside
+ * `fixed` bytes (cuda/launch.h); MIMO_ERR_UNSUPPORTED if no ring is left. */
+MIMO_MUST_CHECK mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, uint32_t value,
+                                             uint32_t fixed, mimo_error *err);
 
 /* A matrix all rows of which every step reads. */
 void mimo_pick_matrix(mimo_tile_shape *out, const mimo_tile_matrix *matrix, const mimo_gpu *gpu,

@@ -38,12 +38,13 @@
 #endif
 
 enum {
-    MIMO_TILE_TOKENS = 8,   /* T <= 8: the narrow side of an MMA tile */
-    MIMO_TILE_UNIT = 16,    /* rows of weights of an MMA tile; a tile has a multiple of it, */
-    MIMO_TILE_UNITS = 8,    /* up to so many (of gate and up together) */
-    MIMO_TILE_CHUNK = 64,   /* positions of keys and values that attention takes at a time */
-    MIMO_RING_PAGE = 17408, /* bytes of a place in the ring: 16 rows by 2048 of MXFP4 with their scales */
-    MIMO_RING_MOST = 32,    /* places: more have no barriers */
+    MIMO_TILE_TOKENS = 8,        /* T <= 8: the narrow side of an MMA tile */
+    MIMO_TILE_UNIT = 16,         /* rows of weights of an MMA tile; a tile has a multiple of it, */
+    MIMO_TILE_UNITS = 8,         /* up to so many (of gate and up together) */
+    MIMO_TILE_CHUNK = 64,        /* positions of keys and values that attention takes at a time */
+    MIMO_TILE_MOST_SPLITS = 128, /* of a row's chunks */
+    MIMO_RING_PAGE = 17408,      /* bytes of a place in the ring: 16 rows by 2048 of MXFP4 with their scales */
+    MIMO_RING_MOST = 32,         /* places: more have no barriers */
     MIMO_NO_COUNTER = 0xffff
 };
 

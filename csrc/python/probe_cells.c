@@ -188,7 +188,7 @@ static void size_cells(mimo_probe_cells *c, uint32_t *total)
                                        [P] = splits * c->p_rows,
                                        [Q] = c->heads,
                                        [KV] = layers * 2 * c->kv_heads,
-                                       [S] = MIMO_ATTEND_MOST_SPLITS * c->heads,
+                                       [S] = MIMO_TILE_MOST_SPLITS * c->heads,
                                        [A] = T * c->heads,
                                        [ROUTES] = 1,
                                        [U] = T * top_k * c->u_columns,

@@ -196,7 +196,7 @@ static PyObject *shared_use(PyObject *module, PyObject *capsule)
     size_t plain = mimo_cuda_scratch_floats(&l->config[MIMO_TAPE_TARGET], MIMO_CUDA_WARPS);
     if (l->model.has_draft)
         plain = mimo_max(plain, mimo_cuda_scratch_floats(&l->config[MIMO_TAPE_DRAFT], MIMO_CUDA_WARPS));
-    return Py_BuildValue("[(sssI)(sssI)(sssI)(sssI)(sssn)]", "mimo_resident", "both", "barriers",
+    return Py_BuildValue("[(sssI)(sssI)(sssI)(sssI)(sssn)]", "mimo_resident", "both", "barriers, the launch",
                          (unsigned)MIMO_RESIDENT_SCRATCH, "mimo_resident", "compute", "scratch",
                          layout.activations - MIMO_RESIDENT_SCRATCH, "mimo_resident", "compute", "activations",
                          layout.ring - layout.activations, "mimo_resident", "load", "ring",
@@ -298,7 +298,7 @@ static PyObject *pick(PyObject *module, PyObject *args)
     mimo_shared shared;
     mimo_tile_shape s = {0};
     mimo_error err = {0};
-    if (mimo_pick_shared(&shared, &gpu, m.whole ? m.K : 1024, 8192, &err) != MIMO_OK)
+    if (mimo_pick_shared(&shared, &gpu, m.whole ? m.K : 1024, 128, 8192, &err) != MIMO_OK)
         return mimo_python_raise(&err);
     if (strcmp(what, "up") == 0)
         mimo_pick_expert_up(&s, &m, &gpu);

@@ -241,6 +241,20 @@ def test_shuffles(library: Library) -> None:
     assert np.array_equal(found, np.stack(want, 1))
 
 
+def test_turned_matrices(library: Library) -> None:
+    of = np.random.default_rng(5).integers(0, 1 << 16, (8, 8)).astype(np.uint16)
+    found = np.zeros((8, 8), np.uint16)
+    library.run("turned", found, of)
+    assert np.array_equal(found, of.T)
+
+
+def test_powers_of_two(library: Library) -> None:
+    of = np.array([0, 1, -1, 0.5, -20.25, -np.inf, np.inf, -200] + [-0.1 * i for i in range(24)], F32)
+    found = np.zeros(32, F32)
+    library.run("powers", found, of)
+    np.testing.assert_allclose(found, np.exp2(of.astype(np.float64)).astype(F32), rtol=2e-7)
+
+
 @pytest.mark.parametrize("kind", ["bf16", "f16", "e4m3"])
 def test_products_of_matrices(library: Library, kind: str) -> None:
     """The layout of fragments: every value differs, so one that is elsewhere is seen."""
@@ -267,9 +281,9 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
 .visible .entry strange(.param .u64 strange_param_0)
 {
     .reg .f32 %f<3>;
-    ex2.approx.f32 %f1, %f2;
+    tanh.approx.f32 %f1, %f2;
     ret;
 }
 """
-    with pytest.raises(UnknownInstruction, match="line 8: ex2"):
+    with pytest.raises(UnknownInstruction, match="line 8: tanh"):
         translate(text)

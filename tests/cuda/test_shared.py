@@ -32,7 +32,7 @@ def test_every_shape_fits_and_its_ring_has_what_is_left(kernels: ModuleType, tmp
     for number, (shape, world) in enumerate(kernels.SHARED_OF):
         parts = kernels.launched(tmp_path / str(number), shape, world, most["mimo_resident"])
         assert [(kernel, role, what) for kernel, role, what, _ in parts] == [
-            ("mimo_resident", "both", "barriers"),
+            ("mimo_resident", "both", "barriers, the launch"),
             ("mimo_resident", "compute", "scratch"),
             ("mimo_resident", "compute", "activations"),
             ("mimo_resident", "load", "ring"),

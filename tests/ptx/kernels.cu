@@ -203,6 +203,16 @@ KERNEL shuffles(uint32_t *to, const uint32_t *from)
     to[5 * i + 4] = __ballot_sync(0xffffffffu, value & 1);
 }
 
+KERNEL turned(uint32_t *to, const uint32_t *from)
+{
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to[threadIdx.x]) : "r"(from[threadIdx.x]));
+}
+
+KERNEL powers(float *to, const float *from)
+{
+    asm("ex2.approx.f32 %0, %1;" : "=f"(to[threadIdx.x]) : "f"(from[threadIdx.x]));
+}
+
 /* A [16, K] row by row, B [8, K] column by column, C and D [16, 8]: one warp for each kind. */
 template <typename T> __device__ void load_pairs(uint32_t *a, uint32_t *b, const T *A, const T *B, uint32_t K, uint32_t per)
 {

@@ -29,7 +29,8 @@ typedef enum state_type { READY, WAITING, DONE } state_type;
 
 typedef struct warp_type {
     uint32_t mask, arrived; /* of the lanes that meet; arrived 0: nobody has come */
-    char what; /* for what: a shuffle's mode, 's' sync, 'v' vote, 'm' and the kind of a product, 'r' setmaxnreg */
+    char what; /* for what: a shuffle's mode, 's' sync, 'v' vote, 't' turn, 'm' and the kind of a product, 'r'
+                  setmaxnreg */
     char kind;
     struct ptx_waiter *lane[LANES];
 } warp_type;
@@ -512,6 +513,19 @@ static void multiply(warp_type *warp)
     }
 }
 
+/* 8 by 8 of 16 bits: lane 4 g + c has columns 2 c and 2 c + 1 of row g. */
+static void turn(warp_type *warp)
+{
+    for (uint32_t lane = 0; lane < LANES; lane++) {
+        uint32_t pair = 0;
+        for (uint32_t j = 0; j < 2; j++) {
+            const uint32_t row = lane % 4 * 2 + j, column = lane / 4;
+            pair |= (warp->lane[4 * row + column / 2]->operand[0] >> 16 * (column % 2) & 0xffff) << 16 * j;
+        }
+        warp->lane[lane]->result = pair;
+    }
+}
+
 static void vote(warp_type *warp)
 {
     uint32_t ballot = 0;
@@ -551,13 +565,18 @@ static void gather(waiter *w, uint32_t mask, char what, char kind)
         multiply(warp);
     else if (what == 'v')
         vote(warp);
+    else if (what == 't')
+        turn(warp);
     else if (what != 's' && what != 'r')
         shuffle(warp);
     warp->arrived = 0;
     for (uint32_t i = 0; i < count; i++)
         if (who[i] != w)
             make_ready(who[i]);
-    meet(who, count);
+    if (what == 's')
+        meet(who, count); /* of all that lanes do together only this orders what they read and write */
+    else
+        m.quiet = 0;
 }
 
 void ptx_warp_sync(ptx_thread *t, uint32_t mask)
@@ -580,6 +599,13 @@ uint32_t ptx_vote(ptx_thread *t, uint32_t mask, uint32_t predicate)
 {
     t->waiter->operand[0] = predicate;
     gather(t->waiter, mask, 'v', 0);
+    return t->waiter->result;
+}
+
+uint32_t ptx_movmatrix(ptx_thread *t, uint32_t value)
+{
+    t->waiter->operand[0] = value;
+    gather(t->waiter, UINT32_MAX, 't', 0);
     return t->waiter->result;
 }
 

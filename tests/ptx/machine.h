@@ -80,6 +80,7 @@ void ptx_warp_sync(ptx_thread *t, uint32_t mask);
 uint32_t ptx_shfl(ptx_thread *t, char mode, uint32_t value, uint32_t b, uint32_t c, uint32_t mask, uint8_t *valid);
 uint32_t ptx_vote(ptx_thread *t, uint32_t mask, uint32_t predicate); /* ballot */
 /* d = a b + c of a warp; kind: 'b' BF16 m16n8k16, 'h' F16 m16n8k16, '8' E4M3 m16n8k32. */
+uint32_t ptx_movmatrix(ptx_thread *t, uint32_t value);
 void ptx_mma(ptx_thread *t, char kind, uint32_t *d[4], const uint32_t a[4], const uint32_t b[2], const uint32_t c[4]);
 void ptx_setmaxnreg(ptx_thread *t, bool more, uint32_t registers);
 

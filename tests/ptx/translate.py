@@ -402,6 +402,10 @@ class _Function:
         kind = self.only(modifiers, "rn")
         self.put(o[0], kind, f"sqrt{'f' if kind == 'f32' else ''}({self.use(o[1], kind)})")
 
+    def do_ex2(self, modifiers: list[str], o: list[str]) -> None:
+        assert modifiers == ["approx", "f32"]
+        self.put(o[0], "f32", f"exp2f({self.use(o[1], 'f32')})")
+
     def do_rcp(self, modifiers: list[str], o: list[str]) -> None:
         kind = modifiers[-1]
         if modifiers == ["approx", "ftz", "f64"]:  # the lower half of the result is zeros
@@ -564,6 +568,11 @@ class _Function:
                 self.put(o[0], "pred", f"{ballot} == {mask}")
             case _:
                 raise ValueError(modifiers)
+
+    def do_movmatrix(self, modifiers: list[str], o: list[str]) -> None:
+        assert modifiers == ["sync", "aligned", "m8n8", "trans", "b16"]
+        self.at()
+        self.put(o[0], "b32", f"ptx_movmatrix(t, {self.use(o[1], 'b32')})")
 
     def do_mma(self, modifiers: list[str], o: list[str]) -> None:
         kinds = {

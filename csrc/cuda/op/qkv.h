@@ -27,6 +27,16 @@ MIMO_BODY inline uint8_t *mimo_cuda_kv_head(const mimo_cuda_state &s, const mimo
     return head;
 }
 
+/* The same from `position` on. */
+MIMO_BODY inline uint8_t *mimo_cuda_kv_rows(const mimo_cuda_state &s, const mimo_cuda_layer &layer, uint32_t t,
+                                            uint32_t g, uint32_t position, uint8_t **values)
+{
+    uint8_t *keys = mimo_cuda_kv_head(s, layer, t, g, position, values);
+    const size_t rows = position % MIMO_CUDA_CHUNK * (s.kv.is_float ? sizeof(float) : sizeof(uint16_t));
+    *values += rows * layer.attention.v_head_dim;
+    return keys + rows * layer.attention.head_dim;
+}
+
 MIMO_BODY inline void mimo_cuda_kv_write(const mimo_cuda_state &s, uint8_t *to, size_t at, float value)
 {
     if (s.kv.is_float)

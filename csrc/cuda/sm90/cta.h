@@ -5,7 +5,7 @@
 
 #include "cuda/engine.h"
 #include "cuda/launch.h"
-#include "cuda/sm90/mma.h"
+#include "cuda/sm90/attend.h"
 
 enum { MIMO_RESIDENT_BARRIER = 1 }; /* the named one at which the team meets */
 
@@ -37,15 +37,18 @@ struct mimo_resident_cta {
     uint8_t *shared;
     mimo_mma_team threads;
     bool computes;
-    uint32_t page; /* pages passed since the launch */
+    uint32_t place, lap; /* in the ring, of the page that comes next */
 
     __device__ uint32_t number() const
     {
         return blockIdx.x;
     }
-    __device__ const mimo_mma_team &team() const
+    /* Not known to be the same each time: what a task works out of its threads' numbers is not kept through others. */
+    __device__ mimo_mma_team team() const
     {
-        return threads;
+        mimo_mma_team own = threads;
+        asm volatile("" : "+r"(own.first));
+        return own;
     }
     __device__ mimo_resident_cta &ring()
     {
@@ -140,9 +143,17 @@ struct mimo_resident_cta {
 
     /* ---- the ring ---- */
 
-    __device__ uint32_t barrier(uint32_t place, bool empty) const
+    __device__ uint32_t barrier(uint32_t number, bool empty) const
     {
-        return mimo_shared_address(shared) + (place + empty * MIMO_RING_MOST) * 8;
+        return mimo_shared_address(shared) + (number + empty * MIMO_RING_MOST) * 8;
+    }
+    __device__ void advance()
+    {
+        place++;
+        if (place == layout.pages) {
+            place = 0;
+            lap++;
+        }
     }
     __device__ static bool passed(uint32_t barrier, uint32_t parity)
     {
@@ -154,22 +165,22 @@ struct mimo_resident_cta {
         return done != 0;
     }
 
-    __device__ void say_page(uint32_t lap) const
+    __device__ void say_page() const
     {
-        mimo_mail_say(lost, blockIdx.x, computes, MIMO_NO_COUNTER, lap, page, 0);
+        mimo_mail_say(lost, blockIdx.x, computes, MIMO_NO_COUNTER, lap, lap * layout.pages + place, 0);
     }
 
     __device__ bool copy(const uint8_t *from, uint32_t bytes)
     {
-        const uint32_t place = page % layout.pages, lap = page / layout.pages, full = barrier(place, false);
-        if (!spin([&] { return passed(barrier(place, true), (lap & 1) ^ 1); }, [&] { say_page(lap); }))
+        const uint32_t full = barrier(place, false);
+        if (!spin([&] { return passed(barrier(place, true), (lap & 1) ^ 1); }, [&] { say_page(); }))
             return false;
-        page++;
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                          mimo_shared_address(shared + layout.ring + place * layout.page_bytes)),
                      "l"(from), "r"(bytes), "r"(full)
                      : "memory");
+        advance();
         return true;
     }
     __device__ void hint(const uint8_t *from, uint32_t bytes) const
@@ -179,16 +190,15 @@ struct mimo_resident_cta {
 
     __device__ const uint8_t *take() const
     {
-        const uint32_t place = page % layout.pages, lap = page / layout.pages;
-        spin([&] { return passed(barrier(place, false), lap & 1); }, [&] { say_page(lap); });
+        spin([&] { return passed(barrier(place, false), lap & 1); }, [&] { say_page(); });
         return shared + layout.ring + place * layout.page_bytes;
     }
     __device__ void give()
     {
-        const uint32_t place = page++ % layout.pages;
         __syncwarp();
         if (threads.thread() % MIMO_LANES == 0)
             asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier(place, true)) : "memory");
+        advance();
     }
 };
 

@@ -8,37 +8,53 @@ static_assert(MIMO_RESIDENT_WARPS == MIMO_MMA_WARPS && MIMO_TILE_SUMS == 2 * MIM
 static_assert(MIMO_RESIDENT_LOADERS * LOAD_REGISTERS + MIMO_RESIDENT_TEAM * COMPUTE_REGISTERS <= 65536,
               "registers of an SM");
 
-/* One role's view of the CTA. */
-__device__ __forceinline__ mimo_resident_cta mimo_resident_role(const mimo_tile_machine &machine,
-                                                                const mimo_resident_layout &layout,
-                                                                mimo_mail_lost *lost, bool computes)
+__device__ __forceinline__ uint8_t *mimo_resident_shared()
 {
     extern __shared__ __align__(128) uint8_t shared[];
+    return shared;
+}
+
+__device__ __forceinline__ mimo_resident_given &mimo_resident_said()
+{
+    return *reinterpret_cast<mimo_resident_given *>(mimo_resident_shared() + MIMO_RESIDENT_GIVEN);
+}
+
+/* One role's view of the CTA. */
+__device__ __forceinline__ mimo_resident_cta mimo_resident_role(mimo_mail_lost *lost, bool computes)
+{
+    uint8_t *shared = mimo_resident_shared();
+    const mimo_resident_given &given = mimo_resident_said();
     mimo_mma_team team;
     team.shared = reinterpret_cast<float *>(shared + MIMO_RESIDENT_SCRATCH);
     team.first = MIMO_RESIDENT_LOADERS;
     team.size = MIMO_RESIDENT_TEAM;
     team.barrier = MIMO_RESIDENT_BARRIER;
-    team.activations = shared + layout.activations;
-    team.activation_bytes = layout.ring - layout.activations;
+    team.activations = shared + given.layout.activations;
+    team.activation_bytes = given.layout.ring - given.layout.activations;
     team.sums = mimo_cuda_own_scratch(team);
-    return {machine, layout, lost, shared, team, computes, 0};
+    return {given.machine, given.layout, lost, shared, team, computes, 0, 0};
 }
 
 /* Roles are functions of their own, or the compiler would give both the registers of the larger. What they keep is
  * theirs alone, and never in memory. */
-__device__ __noinline__ void mimo_resident_load(const mimo_tile_machine &machine, const mimo_resident_layout &layout,
-                                                mimo_mail_lost *lost, uint32_t step, uint32_t end)
+__device__ __noinline__ void mimo_resident_load(mimo_mail_lost *lost, uint32_t step, uint32_t end)
 {
-    mimo_resident_cta cta = mimo_resident_role(machine, layout, lost, false);
-    mimo_engine_load(cta, machine, step, end);
+    mimo_resident_cta cta = mimo_resident_role(lost, false);
+    mimo_engine_load(cta, mimo_resident_said().machine, step, end);
 }
 
-__device__ __noinline__ void mimo_resident_compute(const mimo_tile_machine &machine, const mimo_resident_layout &layout,
-                                                   mimo_mail_lost *lost, uint32_t step, uint32_t end)
+__device__ __noinline__ void mimo_resident_compute(mimo_mail_lost *lost, uint32_t step, uint32_t end)
 {
-    mimo_resident_cta cta = mimo_resident_role(machine, layout, lost, true);
-    mimo_engine_compute(cta, machine, step, end);
+    mimo_resident_cta cta = mimo_resident_role(lost, true);
+    mimo_engine_compute(cta, mimo_resident_said().machine, step, end);
+}
+
+/* Words of a launch's parameter to shared memory, by all threads. */
+template <class T> __device__ __forceinline__ void mimo_resident_keep(T &to, const T &from)
+{
+    static_assert(sizeof(T) % sizeof(uint32_t) == 0, "whole words");
+    for (uint32_t i = threadIdx.x; i < sizeof(T) / sizeof(uint32_t); i += blockDim.x)
+        reinterpret_cast<uint32_t *>(&to)[i] = reinterpret_cast<const uint32_t *>(&from)[i];
 }
 
 extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM, 1)
@@ -46,7 +62,10 @@ extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDE
                   const __grid_constant__ mimo_resident_layout layout, mimo_mail_lost *lost, uint32_t step,
                   uint32_t end)
 {
-    const mimo_resident_cta cta = mimo_resident_role(machine, layout, lost, false);
+    mimo_resident_keep(mimo_resident_said().machine, machine);
+    mimo_resident_keep(mimo_resident_said().layout, layout);
+    __syncthreads();
+    const mimo_resident_cta cta = mimo_resident_role(lost, false);
     if (threadIdx.x < layout.pages) {
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(cta.barrier(threadIdx.x, false)) : "memory");
         asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(cta.barrier(threadIdx.x, true)),
@@ -57,11 +76,11 @@ extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDE
     __syncthreads();
     if (threadIdx.x >= MIMO_RESIDENT_LOADERS) {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
-        mimo_resident_compute(machine, layout, lost, step, end);
+        mimo_resident_compute(lost, step, end);
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(LOAD_REGISTERS));
         if (threadIdx.x == 0)
-            mimo_resident_load(machine, layout, lost, step, end);
+            mimo_resident_load(lost, step, end);
     }
 }
 

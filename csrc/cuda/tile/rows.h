@@ -1,8 +1,7 @@
-/* Tasks of rows: EMBED, REDUCE, HEADS, ATTEND, MERGE, CHOOSE. */
+/* EMBED, and what joins partial sums: REDUCE, HEADS, CHOOSE. */
 #ifndef MIMO_CUDA_TILE_ROWS_H
 #define MIMO_CUDA_TILE_ROWS_H
 
-#include "cuda/op/attention.h"
 #include "cuda/op/dense.h"
 #include "cuda/op/route.h"
 #include "cuda/tile/multiply.h"
@@ -150,136 +149,6 @@ MIMO_BODY inline void mimo_tile_heads(const Team &team, const mimo_tile_machine 
         team.meet();
     }
     team.sync(); /* the scratch may be another's */
-}
-
-/* ---- ATTEND, MERGE ---- */
-
-/* acc [Dv], m, l at `from` join those at `into`; by one warp. */
-template <class Team>
-MIMO_BODY inline void mimo_tile_join(const Team &team, float *into, const float *from, uint32_t Dv)
-{
-    float m = into[Dv], a, b;
-    const float l = into[Dv + 1];
-    mimo_cuda_rescale(&a, &b, &m, from[Dv]);
-    team.meet();
-    team.lanes([&](uint32_t lane) {
-        for (uint32_t e = lane; e < Dv; e += MIMO_LANES)
-            into[e] = into[e] * a + from[e] * b;
-        if (lane == 0) {
-            into[Dv] = m;
-            into[Dv + 1] = l * a + from[Dv + 1] * b;
-        }
-    });
-    team.meet();
-}
-
-/* The sink joins, and a head's part of row t of A is written. */
-template <class Team>
-MIMO_BODY inline void mimo_tile_attended(const Team &team, const mimo_tile_machine &m, const mimo_cuda_layer &layer,
-                                         uint32_t t, uint32_t head, const float *total)
-{
-    const uint32_t Dv = layer.attention.v_head_dim;
-    float most = total[Dv], a = 1.0f, b = 0.0f;
-    if (layer.attention.sinks)
-        mimo_cuda_rescale(&a, &b, &most, layer.sinks[head]);
-    const float inverse = a / (total[Dv + 1] * a + b);
-    team.lanes([&](uint32_t lane) {
-        for (uint32_t e = lane; e < Dv; e += MIMO_LANES)
-            mimo_tile_put(m.a, m.parts, t, head * Dv + e, total[e] * inverse);
-    });
-}
-
-/* The chunks of a split that a row sees, in order, for one head: into total [Dv + 4]. No chunk: m is -infinity. */
-template <class Team>
-MIMO_BODY inline void mimo_tile_attend_head(const Team &team, const mimo_cuda_state &s, const mimo_cuda_layer &layer,
-                                            const mimo_tile_task &task, uint32_t t, uint32_t head, float *p,
-                                            float *total, float *part)
-{
-    const mimo_attention &a = layer.attention;
-    const uint32_t chunk = MIMO_TILE_CHUNK, g = head / (a.heads / a.kv_heads), Dv = a.v_head_dim;
-    const mimo_cuda_keys seen = mimo_cuda_keys_of(s, layer, t);
-    const float *q = s.work.q + ((size_t)t * a.heads + head) * a.head_dim;
-    bool any = false;
-    for (uint32_t c = seen.begin / chunk; c * chunk < seen.end; c++) {
-        if (c % task.splits != task.split)
-            continue;
-        const uint32_t first = c * chunk, base = first / MIMO_CUDA_CHUNK * MIMO_CUDA_CHUNK;
-        const uint32_t begin = seen.begin > first ? seen.begin : first;
-        const uint32_t end = seen.end < first + chunk ? seen.end : first + chunk;
-        uint8_t *values, *keys = mimo_cuda_kv_head(s, layer, t, g, base, &values);
-        float *to = any ? part : total;
-        const size_t before = first - base, bytes = s.kv.is_float ? sizeof(float) : sizeof(uint16_t);
-        keys += before * a.head_dim * bytes;
-        values += before * Dv * bytes;
-        if (s.kv.is_float)
-            mimo_cuda_attend_head<true>(team, to, q, keys, values, begin - first, end - first, a, p);
-        else
-            mimo_cuda_attend_head<false>(team, to, q, keys, values, begin - first, end - first, a, p);
-        if (any)
-            mimo_tile_join(team, total, part, Dv);
-        any = true;
-    }
-    if (!any)
-        team.lanes([&](uint32_t lane) {
-            if (lane == 0)
-                total[Dv] = -INFINITY;
-        });
-}
-
-template <class Team>
-MIMO_BODY inline void mimo_tile_attend(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
-{
-    const mimo_cuda_state &s = mimo_tile_state(m, task);
-    const mimo_cuda_layer &layer = s.layer[task.layer];
-    const uint32_t Dv = layer.attention.v_head_dim, N = layer.attention.heads, row = Dv + 4;
-    float *own = mimo_cuda_own_scratch(team) + team.warp() * (MIMO_TILE_CHUNK + 2 * (size_t)row);
-    float *total = own + MIMO_TILE_CHUNK, *part = total + row;
-    for (uint32_t item = team.warp(); item < s.step->rows * task.count; item += team.warps()) {
-        const uint32_t t = item / task.count, head = task.first + item % task.count;
-        team.meet();
-        mimo_tile_attend_head(team, s, layer, task, t, head, own, total, part);
-        team.meet();
-        if (task.splits == 1) {
-            mimo_tile_attended(team, m, layer, t, head, total);
-            continue;
-        }
-        float *to = m.s + (((size_t)task.split * MIMO_TILE_TOKENS + t) * N + head) * row;
-        team.lanes([&](uint32_t lane) {
-            for (uint32_t e = lane; e < Dv + 2; e += MIMO_LANES)
-                to[e] = total[e];
-        });
-    }
-}
-
-template <class Team>
-MIMO_BODY inline void mimo_tile_merge(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
-{
-    const mimo_cuda_state &s = mimo_tile_state(m, task);
-    const mimo_cuda_layer &layer = s.layer[task.layer];
-    const uint32_t Dv = layer.attention.v_head_dim, N = layer.attention.heads, row = Dv + 4, t = task.split;
-    if (t >= s.step->rows)
-        return;
-    float *total = mimo_cuda_own_scratch(team) + team.warp() * (size_t)row;
-    for (uint32_t head = task.first + team.warp(); head < task.first + task.count; head += team.warps()) {
-        bool any = false;
-        for (uint32_t split = 0; split < task.splits; split++) {
-            const float *from = m.s + (((size_t)split * MIMO_TILE_TOKENS + t) * N + head) * row;
-            if (from[Dv] == -INFINITY)
-                continue;
-            team.meet();
-            if (any)
-                mimo_tile_join(team, total, from, Dv);
-            else
-                team.lanes([&](uint32_t lane) {
-                    for (uint32_t e = lane; e < Dv + 2; e += MIMO_LANES)
-                        total[e] = from[e];
-                });
-            team.meet();
-            any = true;
-        }
-        mimo_tile_attended(team, m, layer, t, head, total);
-        team.meet();
-    }
 }
 
 /* ---- CHOOSE ---- */

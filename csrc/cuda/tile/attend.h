@@ -1,0 +1,156 @@
+/* Tile tasks of attention: the chunks of a split for some heads, and the merging of splits. */
+#ifndef MIMO_CUDA_TILE_ATTEND_H
+#define MIMO_CUDA_TILE_ATTEND_H
+
+#include "cuda/op/attention.h"
+#include "cuda/tile/multiply.h"
+
+/* acc [Dv], m, l at `from` join those at `into`; by one warp. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_add_chunk(const Team &team, float *into, const float *from, uint32_t Dv)
+{
+    float m = into[Dv], a, b;
+    const float l = into[Dv + 1];
+    mimo_cuda_rescale(&a, &b, &m, from[Dv]);
+    team.meet();
+    team.lanes([&](uint32_t lane) {
+        for (uint32_t e = lane; e < Dv; e += MIMO_LANES)
+            into[e] = into[e] * a + from[e] * b;
+        if (lane == 0) {
+            into[Dv] = m;
+            into[Dv + 1] = l * a + from[Dv + 1] * b;
+        }
+    });
+    team.meet();
+}
+
+/* What weighted values of a head are to be multiplied with: the sink joins. most: of all scores; sum: of their weights,
+ * relative to it. */
+MIMO_BODY inline float mimo_tile_inverse(const mimo_cuda_layer &layer, uint32_t head, float most, float sum)
+{
+    float a = 1.0f, b = 0.0f;
+    if (layer.attention.sinks)
+        mimo_cuda_rescale(&a, &b, &most, layer.sinks[head]);
+    return a / (sum * a + b);
+}
+
+/* A head's part of row t of A is written: a lane's elements are value(e). By one warp. */
+template <class Team, class Value>
+MIMO_BODY inline void mimo_tile_attended(const Team &team, const mimo_tile_machine &m, const mimo_cuda_layer &layer,
+                                         uint32_t t, uint32_t head, float most, float sum, Value value)
+{
+    const uint32_t Dv = layer.attention.v_head_dim;
+    const float inverse = mimo_tile_inverse(layer, head, most, sum);
+    team.lanes([&](uint32_t lane) {
+        for (uint32_t e = lane; e < Dv; e += MIMO_LANES)
+            mimo_tile_put(m.a, m.parts, t, head * Dv + e, value(e) * inverse);
+    });
+}
+
+/* Of a head and row of S: acc [Dv], then m, -infinity if its split has nothing that the row sees, and l. */
+MIMO_BODY inline float *mimo_tile_split(const mimo_tile_machine &m, const mimo_attention &a, uint32_t split, uint32_t t,
+                                        uint32_t head)
+{
+    return m.s + (((size_t)split * MIMO_TILE_TOKENS + t) * a.heads + head) * (a.v_head_dim + 4);
+}
+
+/* The chunks of a split that a row sees, in order, for one head: into total [Dv + 4]. No chunk: m is -infinity. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_attend_head(const Team &team, const mimo_cuda_state &s, const mimo_cuda_layer &layer,
+                                            const mimo_tile_task &task, uint32_t t, uint32_t head, float *p,
+                                            float *total, float *part)
+{
+    const mimo_attention &a = layer.attention;
+    const uint32_t chunk = MIMO_TILE_CHUNK, g = head / (a.heads / a.kv_heads), Dv = a.v_head_dim;
+    const mimo_cuda_keys seen = mimo_cuda_keys_of(s, layer, t);
+    const float *q = s.work.q + ((size_t)t * a.heads + head) * a.head_dim;
+    bool any = false;
+    for (uint32_t c = seen.begin / chunk; c * chunk < seen.end; c++) {
+        if (c % task.splits != task.split)
+            continue;
+        const uint32_t first = c * chunk;
+        const uint32_t begin = seen.begin > first ? seen.begin : first;
+        const uint32_t end = seen.end < first + chunk ? seen.end : first + chunk;
+        uint8_t *values, *keys = mimo_cuda_kv_rows(s, layer, t, g, first, &values);
+        float *to = any ? part : total;
+        if (s.kv.is_float)
+            mimo_cuda_attend_head<true>(team, to, q, keys, values, begin - first, end - first, a, p);
+        else
+            mimo_cuda_attend_head<false>(team, to, q, keys, values, begin - first, end - first, a, p);
+        if (any)
+            mimo_tile_add_chunk(team, total, part, Dv);
+        any = true;
+    }
+    if (!any)
+        team.lanes([&](uint32_t lane) {
+            if (lane == 0)
+                total[Dv] = -INFINITY;
+        });
+}
+
+template <class Team>
+MIMO_BODY inline void mimo_tile_attend(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_state &s = mimo_tile_state(m, task);
+    const mimo_cuda_layer &layer = s.layer[task.layer];
+    const uint32_t Dv = layer.attention.v_head_dim, row = Dv + 4;
+    float *own = mimo_cuda_own_scratch(team) + team.warp() * (MIMO_TILE_CHUNK + 2 * (size_t)row);
+    float *total = own + MIMO_TILE_CHUNK, *part = total + row;
+    for (uint32_t item = team.warp(); item < s.step->rows * task.count; item += team.warps()) {
+        const uint32_t t = item / task.count, head = task.first + item % task.count;
+        team.meet();
+        mimo_tile_attend_head(team, s, layer, task, t, head, own, total, part);
+        team.meet();
+        if (task.splits == 1) {
+            mimo_tile_attended(team, m, layer, t, head, total[Dv], total[Dv + 1], [&](uint32_t e) { return total[e]; });
+            continue;
+        }
+        float *to = mimo_tile_split(m, layer.attention, task.split, t, head);
+        team.lanes([&](uint32_t lane) {
+            for (uint32_t e = lane; e < Dv + 2; e += MIMO_LANES)
+                to[e] = total[e];
+        });
+    }
+}
+
+/* Splits are weighted by their largest scores, all at once, then added in their order. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_merge(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
+{
+    const mimo_cuda_state &s = mimo_tile_state(m, task);
+    const mimo_cuda_layer &layer = s.layer[task.layer];
+    const uint32_t Dv = layer.attention.v_head_dim, t = task.split;
+    if (t >= s.step->rows)
+        return;
+    float *factor = mimo_cuda_own_scratch(team) + team.warp() * (size_t)MIMO_TILE_MOST_SPLITS;
+    for (uint32_t head = task.first + team.warp(); head < task.first + task.count; head += team.warps()) {
+        const auto split_of = [&](uint32_t split) { return mimo_tile_split(m, layer.attention, split, t, head); };
+        typename Team::template lane_value<float> most, sum;
+        team.lanes([&](uint32_t lane) {
+            most[lane] = -INFINITY;
+            for (uint32_t split = lane; split < task.splits; split += MIMO_LANES)
+                most[lane] = fmaxf(most[lane], split_of(split)[Dv]);
+        });
+        const float all = team.max(most);
+        team.meet(); /* nobody reads the factors of before */
+        team.lanes([&](uint32_t lane) {
+            sum[lane] = 0.0f;
+            for (uint32_t split = lane; split < task.splits; split += MIMO_LANES) {
+                const float *from = split_of(split), own = mimo_expf(from[Dv] - all);
+                factor[split] = own;
+                sum[lane] += own > 0.0f ? own * from[Dv + 1] : 0.0f;
+            }
+        });
+        const float whole = team.sum(sum);
+        team.meet();
+        mimo_tile_attended(team, m, layer, t, head, all, whole, [&](uint32_t e) {
+            float acc = 0.0f;
+            for (uint32_t split = 0; split < task.splits; split++)
+                if (factor[split] > 0.0f) /* nothing else is there of a split that has nothing */
+                    acc = fmaf(factor[split], split_of(split)[e], acc);
+            return acc;
+        });
+    }
+}
+
+#endif
