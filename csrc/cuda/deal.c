@@ -19,27 +19,26 @@ void mimo_deal_join(mimo_deal *d, const mimo_tile_task *join)
     d->joins++;
 }
 
-/* The rows of P that a join adds up: of all splits. */
-static void join_rows(const mimo_tile_task *join, uint32_t *first, uint32_t *end)
+/* Whether a task of the stage is a part of a join: of its rows of P, or of all from which tokens are chosen. */
+static bool is_part(const mimo_tile_task *task, const mimo_tile_task *join)
 {
     const bool heads = join->kind == MIMO_TILE_HEADS;
-    *first = heads ? join->k_first : join->first;
-    *end = *first + (heads ? join->k_count : join->count);
+    const uint32_t first = heads ? join->k_first : join->first, count = heads ? join->k_count : join->count;
+    if (!heads && join->kind != MIMO_TILE_REDUCE && join->kind != MIMO_TILE_CHOOSE)
+        return true;
+    return task->first < first + count && first < task->first + task->count;
 }
 
-/* The joins that a task's rows are in, which are neighbours; they learn of it. */
+/* The joins that a task is a part of, which are neighbours; they learn of it. */
 static void set_joins(mimo_deal *d, mimo_tile_task *task)
 {
     task->joins = 0;
     for (uint32_t j = d->join; j < d->joins; j++) {
-        mimo_tile_task *join = &d->q->join[j];
-        uint32_t first, end;
-        join_rows(join, &first, &end);
-        if (task->first >= end || first >= task->first + task->count)
+        if (!is_part(task, &d->q->join[j]))
             continue;
         if (task->joins++ == 0)
             task->join = j;
-        join->wait_count++;
+        d->q->join[j].wait_count++;
     }
 }
 
@@ -88,27 +87,4 @@ uint32_t mimo_deal_run(const mimo_deal *d, uint32_t sm, uint32_t count, uint32_t
     const uint32_t sms = d->q->sms, place = (sm + sms - d->turn) % sms, odd = count % sms;
     *first = place * (count / sms) + (uint32_t)mimo_min(place, odd);
     return *first + count / sms + (place < odd);
-}
-
-void mimo_deal_rows(mimo_deal *d, mimo_tile_kind kind, uint32_t row, uint32_t rows, uint32_t length, uint32_t span,
-                    uint32_t splits)
-{
-    mimo_tile_task task = mimo_deal_begin(d, kind);
-    task.splits = (uint16_t)splits;
-    for (uint32_t t = row; t < row + rows; t++)
-        for (uint32_t first = 0; first < length; first += span) {
-            task.split = (uint16_t)t;
-            task.first = first;
-            task.count = (uint32_t)mimo_min(span, length - first);
-            mimo_deal_task(d, mimo_deal_next_sm(d), &task);
-        }
-    mimo_deal_end(d);
-}
-
-void mimo_deal_one(mimo_deal *d, mimo_tile_kind kind, uint32_t splits)
-{
-    mimo_tile_task task = mimo_deal_begin(d, kind);
-    task.splits = (uint16_t)splits;
-    mimo_deal_task(d, mimo_deal_next_sm(d), &task);
-    mimo_deal_end(d);
 }

@@ -38,12 +38,6 @@ uint32_t mimo_deal_next_sm(mimo_deal *d);
  * at d->turn. */
 uint32_t mimo_deal_run(const mimo_deal *d, uint32_t sm, uint32_t count, uint32_t *first);
 
-/* A stage of `rows` rows, from row `row` on, of `length` elements in pieces of `span`. */
-void mimo_deal_rows(mimo_deal *d, mimo_tile_kind kind, uint32_t row, uint32_t rows, uint32_t length, uint32_t span,
-                    uint32_t splits);
-/* A stage of one task. */
-void mimo_deal_one(mimo_deal *d, mimo_tile_kind kind, uint32_t splits);
-
 /* The stages of one operation of the tape d->common.tape. */
 void mimo_lower_op(mimo_deal *d, const mimo_op *op);
 /* The shape of EXPERT_DOWN's tiles, of dimensions `dim`. */

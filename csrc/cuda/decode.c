@@ -15,11 +15,9 @@ static const mimo_cuda_sequence *sequence_of(const mimo_decode *d)
 
 bool mimo_cuda_backend_can_decode(const mimo_backend *self, const mimo_decode *d)
 {
-    const mimo_cuda *cuda = (const mimo_cuda *)self;
+    (void)self;
     const mimo_tile_round round;
-    /* What the cut of top-p adds up is kept by blocks in the scratch of a CTA. */
-    const bool fits = cuda->target.model.config->vocab <= MIMO_RESIDENT_WARPS * MIMO_CUDA_CHUNK * (size_t)256;
-    return d->stops <= sizeof round.stop / sizeof *round.stop && (fits || d->top_p == 1.0f);
+    return d->stops <= sizeof round.stop / sizeof *round.stop;
 }
 
 static void begin(mimo_cuda *cuda, const mimo_decode *d)

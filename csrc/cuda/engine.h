@@ -109,16 +109,16 @@ MIMO_BODY_HERE void mimo_engine_run(const Team &team, Ring &ring, const mimo_til
         return mimo_tile_attend(team, m, task);
     case MIMO_TILE_MERGE:
         return mimo_tile_merge(team, m, task);
-    case MIMO_TILE_SAMPLE:
-        return mimo_tile_sample(team, m, task);
-    case MIMO_TILE_ACCEPT:
-        return mimo_tile_accept(team, m);
     case MIMO_TILE_DRAFT_BIAS:
         return mimo_tile_draft_bias(team, m, task);
-    case MIMO_TILE_DRAFT_SAMPLE:
-        return mimo_tile_draft_sample(team, m, task);
-    case MIMO_TILE_PROPOSE:
-        return mimo_tile_propose(team, m);
+    case MIMO_TILE_SCAN:
+        return mimo_tile_scan(team, m, task);
+    case MIMO_TILE_COLLECT:
+        return mimo_tile_collect(team, m, task);
+    case MIMO_TILE_CUT:
+        return mimo_tile_cut_row(team, m, task);
+    case MIMO_TILE_SAMPLE:
+        return mimo_tile_sample(team, m, task);
     default:
         return;
     }
@@ -134,6 +134,12 @@ MIMO_BODY_HERE void mimo_engine_run_join(const Team &team, const mimo_tile_machi
         return mimo_tile_heads(team, m, join);
     case MIMO_TILE_CHOOSE:
         return mimo_tile_choose(team, m, join);
+    case MIMO_TILE_PICK:
+        return mimo_tile_pick(team, m, join);
+    case MIMO_TILE_ACCEPT:
+        return mimo_tile_accept(team, m, join);
+    case MIMO_TILE_PROPOSE:
+        return mimo_tile_propose(team, m, join);
     default:
         return;
     }

@@ -155,6 +155,7 @@ static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *tar
     mimo_tile_machine *m = &host->machine;
     const mimo_queues *q = &host->queues;
     const mimo_config *c = target->state.config;
+    const size_t T = MIMO_TILE_TOKENS;
     m->task = q->task;
     m->join = q->join;
     m->tasks = q->tasks;
@@ -164,20 +165,27 @@ static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *tar
     m->last_count = q->last_count;
     m->columns = q->columns;
     m->pieces = (uint32_t)mimo_ceil_div(c->hidden, q->columns);
-    m->spans = q->spans;
+    m->ids = q->ids;
+    m->blocks = (uint32_t)mimo_ceil_div(q->ids, MIMO_TILE_IDS);
     m->parts = MIMO_TILE_EXACT_PARTS;
     MIMO_TRY(take(host, &m->counter, q->counters + (size_t)q->joins, sizeof *m->counter, err));
-    MIMO_TRY(open_operand(host, &m->n, MIMO_TILE_TOKENS, c->hidden, err));
-    MIMO_TRY(open_operand(host, &m->a, MIMO_TILE_TOKENS, q->a_width, err));
-    MIMO_TRY(open_operand(host, &m->u, MIMO_TILE_TOKENS * (size_t)mimo_max(1, c->top_k), q->u_width, err));
-    MIMO_TRY(take(host, &m->squares, MIMO_TILE_TOKENS * (size_t)m->pieces, sizeof(float), err));
+    MIMO_TRY(open_operand(host, &m->n, T, c->hidden, err));
+    MIMO_TRY(open_operand(host, &m->a, T, q->a_width, err));
+    MIMO_TRY(open_operand(host, &m->u, T * mimo_max(1, c->top_k), q->u_width, err));
+    MIMO_TRY(take(host, &m->squares, T * m->pieces, sizeof(float), err));
     MIMO_TRY(take(host, &m->p, q->partial_floats, sizeof(float), err));
     /* Four floats a head beyond the values, where the queues count two. */
     MIMO_TRY(take(host, &m->s, 2 * q->attend_floats, sizeof(float), err));
     MIMO_TRY(take(host, &m->moe, 1, sizeof *m->moe, err));
-    MIMO_TRY(take(host, &m->best, MIMO_TILE_TOKENS * (size_t)m->spans, sizeof *m->best, err));
+    MIMO_TRY(take(host, &m->maxima, T * m->blocks, sizeof *m->maxima, err));
+    MIMO_TRY(take(host, &m->sums, T * m->blocks, sizeof *m->sums, err));
+    MIMO_TRY(take(host, &m->kept, T * m->ids, sizeof *m->kept, err));
+    MIMO_TRY(take(host, &m->kept_count, T, sizeof *m->kept_count, err));
+    MIMO_TRY(take(host, &m->filter, T, sizeof *m->filter, err));
+    MIMO_TRY(take(host, &m->best, T * m->blocks, sizeof *m->best, err));
+    MIMO_TRY(take(host, &m->picked, T, sizeof *m->picked, err));
     if (biased > 0)
-        MIMO_TRY(take(host, &m->biased, MIMO_TILE_TOKENS * biased, sizeof(float), err));
+        MIMO_TRY(take(host, &m->biased, T * biased, sizeof(float), err));
     MIMO_TRY(take(host, &host->round.token, target->positions, sizeof(uint32_t), err));
     m->round = &host->round;
     mimo_host_ctas *ctas = &host->ctas;
@@ -202,9 +210,7 @@ static mimo_status open_parts(mimo_host_machine *host, const mimo_host_model *ta
         MIMO_TRY(open_tape(&other, draft, err));
     MIMO_TRY(mimo_lower(&host->queues, &tape, config != NULL ? &other : NULL, gpu, err));
     host->machine.vocab = tape.config->vocab;
-    host->machine.sample_span = mimo_pick_span(tape.config->vocab, gpu);
     if (config != NULL) {
-        host->machine.draft_span = mimo_pick_span(config->model.vocab, gpu);
         host->machine.draft_vocab = config->model.vocab;
         host->machine.draft_block = config->model.block;
     }

@@ -29,27 +29,54 @@ static void lower_tape(mimo_deal *d, uint8_t which)
     }
 }
 
-static void lower_choice(mimo_deal *d)
+/* A stage over a vocabulary of V, for rows [row, row + rows). */
+static void lower_spans(mimo_deal *d, mimo_tile_kind kind, uint32_t row, uint32_t rows, uint32_t V)
 {
-    const uint32_t V = d->tape[MIMO_TAPE_TARGET]->config->vocab, span = mimo_pick_span(V, d->gpu);
-    d->q->spans = (uint32_t)mimo_ceil_div(V, span);
-    mimo_deal_rows(d, MIMO_TILE_SAMPLE, 0, T, V, span, 1);
-    mimo_deal_one(d, MIMO_TILE_ACCEPT, 1);
+    const uint32_t span = mimo_pick_span(V, d->gpu);
+    mimo_tile_task task = mimo_deal_begin(d, kind);
+    task.split = (uint16_t)row;
+    task.splits = (uint16_t)rows;
+    for (uint32_t first = 0; first < V; first += span) {
+        task.first = first;
+        task.count = (uint32_t)mimo_min(span, V - first);
+        mimo_deal_task(d, mimo_deal_next_sm(d), &task);
+    }
+    mimo_deal_end(d);
+}
+
+static void lower_cuts(mimo_deal *d, uint32_t row, uint32_t rows)
+{
+    mimo_tile_task task = mimo_deal_begin(d, MIMO_TILE_CUT);
+    for (uint32_t t = row; t < row + rows; t++) {
+        task.split = (uint16_t)t;
+        mimo_deal_task(d, mimo_deal_next_sm(d), &task);
+    }
+    mimo_deal_end(d);
+}
+
+/* The tokens of rows [row, row + rows), and what `last` does with them. */
+static void lower_tokens(mimo_deal *d, uint32_t row, uint32_t rows, uint32_t V, mimo_tile_kind last)
+{
+    lower_spans(d, MIMO_TILE_SCAN, row, rows, V);
+    lower_spans(d, MIMO_TILE_COLLECT, row, rows, V);
+    lower_cuts(d, row, rows);
+    mimo_tile_task join = mimo_deal_begin_join(d, last, rows);
+    join.split = (uint16_t)row;
+    mimo_deal_join(d, &join);
+    lower_spans(d, MIMO_TILE_SAMPLE, row, rows, V);
+    d->q->ids = (uint32_t)mimo_max(d->q->ids, V);
 }
 
 static void lower_proposal(mimo_deal *d)
 {
     const mimo_config *draft = d->tape[MIMO_TAPE_DRAFT]->config;
-    const uint32_t slots = draft->block - 1, drafted = mimo_pick_span(draft->vocab, d->gpu);
-    /* A Markov head's bias of a slot depends on the slot before. */
-    const uint32_t together = draft->markov_rank > 0 ? 1 : slots;
-    for (uint32_t slot = 1; slot <= slots; slot += together) {
-        if (draft->markov_rank > 0)
-            mimo_deal_rows(d, MIMO_TILE_DRAFT_BIAS, slot, 1, draft->vocab, drafted, 1);
-        mimo_deal_rows(d, MIMO_TILE_DRAFT_SAMPLE, slot, together, draft->vocab, drafted, 1);
+    const uint32_t slots = draft->block - 1;
+    if (draft->markov_rank == 0)
+        return lower_tokens(d, 1, slots, draft->vocab, MIMO_TILE_PROPOSE);
+    for (uint32_t slot = 1; slot <= slots; slot++) { /* whose bias depends on the token before */
+        lower_spans(d, MIMO_TILE_DRAFT_BIAS, slot, 1, draft->vocab);
+        lower_tokens(d, slot, 1, draft->vocab, slot < slots ? MIMO_TILE_PICK : MIMO_TILE_PROPOSE);
     }
-    mimo_deal_one(d, MIMO_TILE_PROPOSE, 1);
-    d->q->spans = (uint32_t)mimo_max(d->q->spans, mimo_ceil_div(draft->vocab, drafted));
 }
 
 static void lower_round(mimo_deal *d)
@@ -58,7 +85,7 @@ static void lower_round(mimo_deal *d)
     memset(d->filled, 0, d->q->sms * sizeof *d->filled);
     lower_tape(d, MIMO_TAPE_TARGET);
     if (d->parts & MIMO_PART_CHOOSE)
-        lower_choice(d);
+        lower_tokens(d, 0, T, d->tape[MIMO_TAPE_TARGET]->config->vocab, MIMO_TILE_ACCEPT);
     if (d->tape[MIMO_TAPE_DRAFT] != NULL) {
         lower_tape(d, MIMO_TAPE_DRAFT);
         if (d->parts & MIMO_PART_PROPOSE)

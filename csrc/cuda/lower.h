@@ -26,8 +26,8 @@ typedef struct mimo_tape {
 } mimo_tape;
 
 typedef struct mimo_queues {
-    uint32_t sms, tasks, counters, spans; /* spans: tasks that share a row of SAMPLE, DRAFT_SAMPLE */
-    uint32_t joins;
+    uint32_t sms, tasks, joins, counters;
+    uint32_t ids;              /* of the widest row that tokens are chosen from; 0: none are */
     uint32_t last_count;       /* what the last stage's counter grows by in a step */
     uint32_t *begin;           /* [sms + 1]: the queue of an SM is task[begin[sm]] .. task[begin[sm + 1] - 1] */
     mimo_tile_task *task;      /* [tasks] */

@@ -228,6 +228,22 @@ static void lower_embed(mimo_deal *d, uint32_t H)
     mimo_deal_end(d);
 }
 
+/* A row's heads in pieces, so that all SMs have some. */
+static void lower_merge(mimo_deal *d, uint32_t N, uint32_t splits)
+{
+    const uint32_t heads = (uint32_t)mimo_ceil_div(N * T, d->q->sms);
+    mimo_tile_task task = mimo_deal_begin(d, MIMO_TILE_MERGE);
+    task.splits = (uint16_t)splits;
+    for (uint32_t t = 0; t < T; t++)
+        for (uint32_t first = 0; first < N; first += heads) {
+            task.split = (uint16_t)t;
+            task.first = first;
+            task.count = (uint32_t)mimo_min(heads, N - first);
+            mimo_deal_task(d, mimo_deal_next_sm(d), &task);
+        }
+    mimo_deal_end(d);
+}
+
 static void lower_attention(mimo_deal *d, const uint32_t *dim)
 {
     const uint32_t N = dim[0], G = dim[1], Dv = dim[3], W = dim[4];
@@ -247,7 +263,7 @@ static void lower_attention(mimo_deal *d, const uint32_t *dim)
     keep_widest(&d->q->a_width, N * Dv);
     if (splits == 1)
         return;
-    mimo_deal_rows(d, MIMO_TILE_MERGE, 0, T, N, (uint32_t)mimo_ceil_div(N * T, d->q->sms), splits);
+    lower_merge(d, N, splits);
     keep_largest(&d->q->attend_floats, (uint64_t)splits * T * N * (Dv + 2));
 }
 

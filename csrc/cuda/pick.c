@@ -214,5 +214,5 @@ void mimo_pick_attend(uint32_t *heads, uint32_t *splits, uint32_t N, uint32_t G,
 
 uint32_t mimo_pick_span(uint32_t count, const mimo_gpu *gpu)
 {
-    return round_up(ceil_div(count, mimo_max(1, gpu->sms / T)), 32);
+    return round_up(ceil_div(count, gpu->sms), MIMO_TILE_IDS);
 }

@@ -107,7 +107,8 @@ typedef struct work_places {
     uint64_t counter[MIMO_RESIDENT_PROGRAMS], round, no_round, lost, steps;
     uint64_t begin[MIMO_RESIDENT_PROGRAMS], task[MIMO_RESIDENT_PROGRAMS], join[MIMO_RESIDENT_PROGRAMS];
     uint64_t pages[2], drafted;
-    uint64_t token, n, a, u, squares, p, s, moe, best, biased;
+    uint64_t token, n, a, u, squares, p, s, moe, biased;
+    uint64_t maxima, sums, kept, kept_count, filter, best, picked;
 } work_places;
 
 static uint32_t pieces_of(const mimo_resident *r)
@@ -127,6 +128,11 @@ static uint64_t place_operand(const mimo_resident *r, mimo_carver *carver, size_
     return mimo_carve(carver, r->parts, operand_of(0, rows, width).part * sizeof(uint16_t));
 }
 
+static size_t blocks_of(const mimo_queues *queues)
+{
+    return mimo_ceil_div(queues->ids, MIMO_TILE_IDS);
+}
+
 /* Rows of U. */
 static size_t entries_of(const mimo_resident *r)
 {
@@ -137,6 +143,7 @@ static void place_work(const mimo_resident *r, mimo_carver *carver, work_places 
 {
     const mimo_queues *q = whole(r);
     const size_t T = MIMO_TILE_TOKENS, H = r->tape[MIMO_TAPE_TARGET].config->hidden;
+    const size_t blocks = blocks_of(q);
     w->zeros = carver->base + carver->used;
     for (uint32_t i = 0; i < MIMO_RESIDENT_PROGRAMS; i++)
         w->counter[i] = mimo_carve(carver, r->queues[i].counters + (uint64_t)r->queues[i].joins, sizeof(uint32_t));
@@ -147,6 +154,7 @@ static void place_work(const mimo_resident *r, mimo_carver *carver, work_places 
     w->n = place_operand(r, carver, T, H);
     w->a = place_operand(r, carver, T, q->a_width);
     w->u = place_operand(r, carver, entries_of(r), q->u_width);
+    w->kept_count = mimo_carve(carver, T, sizeof(uint32_t));
     w->zero_bytes = carver->base + carver->used - w->zeros;
     for (uint32_t i = 0; i < MIMO_RESIDENT_PROGRAMS; i++) {
         w->begin[i] = mimo_carve(carver, r->queues[i].sms + (uint64_t)1, sizeof(uint32_t));
@@ -161,7 +169,12 @@ static void place_work(const mimo_resident *r, mimo_carver *carver, work_places 
     w->p = mimo_carve(carver, q->partial_floats, sizeof(float));
     w->s = mimo_carve(carver, q->attend_floats, 2 * sizeof(float)); /* rows of Dv + 4, where the queues count Dv + 2 */
     w->moe = mimo_carve(carver, 1, sizeof(mimo_moe));
-    w->best = mimo_carve(carver, T * q->spans, sizeof(mimo_tile_best));
+    w->maxima = mimo_carve(carver, T * blocks, sizeof(float));
+    w->sums = mimo_carve(carver, T * blocks, sizeof(float));
+    w->kept = mimo_carve(carver, T * q->ids, sizeof(mimo_tile_kept));
+    w->filter = mimo_carve(carver, T, sizeof(mimo_tile_filter));
+    w->best = mimo_carve(carver, T * blocks, sizeof(mimo_tile_best));
+    w->picked = mimo_carve(carver, T, sizeof(uint32_t));
     w->biased = mimo_carve(carver, T * (has_markov(r) ? r->tape[MIMO_TAPE_DRAFT].config->vocab : 0), sizeof(float));
 }
 
@@ -226,8 +239,6 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
                              .last_count = q->last_count,
                              .columns = all->columns,
                              .pieces = pieces_of(r),
-                             .sample_span = mimo_pick_span(target->config->vocab, &r->gpu),
-                             .spans = all->spans,
                              .counter = address(w->counter[program]),
                              .parts = r->parts,
                              .n = operand_of(w->n, MIMO_TILE_TOKENS, target->config->hidden),
@@ -237,7 +248,15 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
                              .p = address(w->p),
                              .s = address(w->s),
                              .moe = address(w->moe),
+                             .ids = all->ids,
+                             .blocks = (uint32_t)blocks_of(all),
+                             .maxima = address(w->maxima),
+                             .sums = address(w->sums),
+                             .kept = address(w->kept),
+                             .kept_count = address(w->kept_count),
+                             .filter = address(w->filter),
                              .best = address(w->best),
+                             .picked = address(w->picked),
                              .steps = steps,
                              .round = address(decodes(program) ? w->round : w->no_round),
                              .vocab = target->config->vocab,
@@ -253,7 +272,6 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
     }
     m->draft_vocab = draft->config->vocab;
     m->draft_block = draft->config->block;
-    m->draft_span = mimo_pick_span(draft->config->vocab, &r->gpu);
     m->drafted = draft->draft->target_id != NULL ? address(w->drafted) : NULL;
     m->biased = has_markov(r) ? address(w->biased) : NULL;
 }

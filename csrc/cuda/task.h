@@ -10,8 +10,8 @@
  *   1. if wait != MIMO_NO_COUNTER: until mimo_task_is_ready(...)   (acquire)
  *   2. the body; it takes `pages` pages from the ring in order, and gives each back as soon as it is read
  *   3. all threads' writes done; counter[signal] += 1   (release)
- * But a task with `joins` has made parts of sums that others make parts of, too. A join is a record of its own, kind
- * REDUCE, HEADS or CHOOSE: what becomes of some of these sums when all their parts are there. In the place of 3:
+ * But a task with `joins` has made parts of what others make parts of, too: of sums, or of a row's choice. A join is a
+ * record of its own: what becomes of some of it when all parts are there (tiles.def). In the place of 3:
  *   3. all threads' writes done; for each of its joins j: counter[counters + j] += 1 (acquire and release)
  *   4. the bodies of those joins whose last arrival of this step (wait_count of them) that was
  *   5. all threads' writes done; counter[signal] += joins that it ran   (release)
@@ -43,6 +43,7 @@ enum {
     MIMO_TILE_UNITS = 8,         /* up to so many (of gate and up together) */
     MIMO_TILE_CHUNK = 64,        /* positions of keys and values that attention takes at a time */
     MIMO_TILE_MOST_SPLITS = 128, /* of a row's chunks */
+    MIMO_TILE_IDS = 256,         /* of a vocabulary, that a warp looks at together */
     MIMO_RING_PAGE = 17408,      /* bytes of a place in the ring: 16 rows by 2048 of MXFP4 with their scales */
     MIMO_RING_MOST = 32,         /* places: more have no barriers */
     MIMO_NO_COUNTER = 0xffff
@@ -63,10 +64,14 @@ typedef enum mimo_area {
     MIMO_AREA_ROUTES = 1 << 9,    /* a mimo_moe (moe.h) */
     MIMO_AREA_U = 1 << 10,        /* [T*K, F] by mimo_moe's entry, or [T, F] of a dense layer */
     MIMO_AREA_LOGITS = 1 << 11,   /* [T, V] f32 */
-    MIMO_AREA_BEST = 1 << 12,     /* [T, spans] what SAMPLE and DRAFT_SAMPLE found in a span of the vocabulary */
+    MIMO_AREA_BEST = 1 << 12,     /* [T, V / MIMO_TILE_IDS] what SAMPLE found in so many ids */
     MIMO_AREA_FEATURES = 1 << 13, /* [taps, T, H] streams of the target for the drafter */
     MIMO_AREA_BIASED = 1 << 14,   /* [T, V'] f32 logits of a block's slots with a Markov head's bias */
-    MIMO_AREAS = 15
+    MIMO_AREA_MAXIMA = 1 << 15,   /* [T, V / MIMO_TILE_IDS] f32 their largest logits */
+    MIMO_AREA_KEPT = 1 << 16,     /* [T, V] in any order, tokens that a filter may keep, and sums of all weights */
+    MIMO_AREA_FILTER = 1 << 17,   /* [T] where a filter cuts */
+    MIMO_AREA_PICKED = 1 << 18,   /* [T] tokens */
+    MIMO_AREAS = 19
 } mimo_area;
 
 typedef enum mimo_tile_kind {
@@ -87,13 +92,13 @@ enum { MIMO_TAPE_TARGET = 0, MIMO_TAPE_DRAFT = 1 };
 typedef struct mimo_tile_task {
     uint8_t kind;      /* mimo_tile_kind */
     uint8_t tape;      /* MIMO_TAPE_* */
-    uint8_t op_code;   /* mimo_op_code (plan/plan.h) of op; of SAMPLE and later kinds HEAD */
+    uint8_t op_code;   /* mimo_op_code (plan/plan.h) of op; of SCAN and later kinds HEAD */
     uint8_t wait_back; /* 1: waits for the step before this one (the first stage of a step), else 0 */
     uint16_t op;       /* index in the tape */
     uint16_t layer;    /* of the operation, or MIMO_NO_LAYER */
 
     uint32_t first, count;     /* tiles.def says of what */
-    uint16_t split, splits;    /* of K, of chunks, of experts, or a row; tiles.def. Of a join: parts of a sum */
+    uint16_t split, splits;    /* of K, of chunks, of experts, or rows; tiles.def. Of a join: parts of a sum, or rows */
     uint32_t k_first, k_count; /* elements of K of every row; HEADS: rows of P */
 
     uint16_t tile_rows;    /* rows of a tile; of EXPERT_UP and DENSE_UP rows of gate and as many of up */

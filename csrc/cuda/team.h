@@ -11,6 +11,8 @@
  *   - threads(n, f): f(i) for i < n, dealt to all threads of the team
  *   - sum(v), max(v): of a lane_value over the warp; every lane gets it
  *   - sum_quads(v): v becomes the sum over the lanes that differ in their two lowest bits
+ *   - rank(yes, below): of how many lanes a lane_value is true; below becomes how many of them come before each
+ *   - reserve(counter, n): what the counter stood at before this warp added n to it, in no order with others'
  *   - meet(): all lanes of this warp have come here, and see what the others wrote
  *   - sync(): all threads of the team have come here, and see what the others wrote
  *   - scratch(): floats that the team shares, mimo_cuda_scratch_floats of them
@@ -78,6 +80,19 @@ struct mimo_host_team {
         for (uint32_t lane = 1; lane < MIMO_LANES; lane++)
             most = x.v[lane] > most ? x.v[lane] : most;
         return most;
+    }
+    uint32_t rank(const lane_value<bool> &yes, lane_value<uint32_t> &below) const
+    {
+        uint32_t all = 0;
+        for (uint32_t lane = 0; lane < MIMO_LANES; lane++) {
+            below.v[lane] = all;
+            all += yes.v[lane];
+        }
+        return all;
+    }
+    uint32_t reserve(uint32_t *counter, uint32_t n) const
+    {
+        return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
     }
     void meet() const
     {
@@ -148,6 +163,19 @@ struct mimo_cta_team {
             most = other > most ? other : most;
         }
         return most;
+    }
+    __device__ uint32_t rank(const lane_value<bool> &yes, lane_value<uint32_t> &below) const
+    {
+        const uint32_t all = __ballot_sync(0xffffffffu, yes.v);
+        below.v = (uint32_t)__popc(all & ((1u << thread() % MIMO_LANES) - 1));
+        return (uint32_t)__popc(all);
+    }
+    __device__ uint32_t reserve(uint32_t *counter, uint32_t n) const
+    {
+        uint32_t at = 0;
+        if (thread() % MIMO_LANES == 0)
+            at = atomicAdd(counter, n);
+        return __shfl_sync(0xffffffffu, at, 0);
     }
     __device__ void meet() const
     {

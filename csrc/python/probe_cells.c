@@ -57,7 +57,7 @@ static void add_op(mimo_probe_cells *c, uint32_t *last, uint8_t tape, uint32_t i
 {
     const mimo_op *op = &c->model->tape[tape].plan->op[i];
     const mimo_config *config = c->model->tape[tape].config;
-    const uint32_t *d = op->dim, H = config->hidden;
+    const uint32_t *d = op->dim, H = config->hidden, rows = tape == MIMO_TAPE_TARGET ? T : config->block - 1;
 #define ADD(kind, work) add_phase(c, last, tape, i, MIMO_TILE_##kind, work)
     switch ((mimo_op_code)op->code) {
     case MIMO_OP_EMBED:
@@ -105,16 +105,20 @@ static void add_op(mimo_probe_cells *c, uint32_t *last, uint8_t tape, uint32_t i
         break;
     case MIMO_OP_HEAD:
         ADD(PROJECT, product(d[1], H));
+        if (tape == MIMO_TAPE_DRAFT && config->markov_rank > 0)
+            ADD(DRAFT_BIAS, product(config->block - 1, d[1]));
+        ADD(SCAN, product(rows, d[1]));
+        ADD(COLLECT, product(rows, d[1]));
+        ADD(CUT, rows);
+        ADD(SAMPLE, product(rows, d[1]));
         if (tape == MIMO_TAPE_TARGET) {
-            ADD(SAMPLE, product(T, d[1]));
             c->accept = c->phases;
-            ADD(ACCEPT, 1);
+            ADD(ACCEPT, rows);
         } else {
-            if (config->markov_rank > 0)
-                ADD(DRAFT_BIAS, product(config->block - 1, d[1]));
-            ADD(DRAFT_SAMPLE, product(config->block - 1, d[1]));
+            if (config->markov_rank > 0 && rows > 1)
+                ADD(PICK, rows - 1);
             c->propose = c->phases;
-            ADD(PROPOSE, 1);
+            ADD(PROPOSE, config->markov_rank > 0 ? 1 : rows);
         }
         break;
     case MIMO_OP_COUNT:
@@ -135,7 +139,7 @@ static int open_phases(mimo_probe_cells *c, const mimo_tile_task *tasks, uint32_
             return -1;
         memset(c->phase_of[which], 0xff, entries * sizeof(uint32_t));
     }
-    if (mimo_alloc_array(&c->phase, (size_t)ops * 4, sizeof *c->phase, "phases", NULL) != MIMO_OK)
+    if (mimo_alloc_array(&c->phase, (size_t)ops * 4 + 2 * TOKEN_PHASES, sizeof *c->phase, "phases", NULL) != MIMO_OK)
         return -1;
     for (uint8_t which = 0; which <= m->has_draft; which++) {
         bool merges[MIMO_MAX_OPS] = {false};
@@ -178,6 +182,7 @@ static void size_cells(mimo_probe_cells *c, uint32_t *total)
             splits = (uint32_t)mimo_max(splits, m->q.shape[which][i].splits);
     }
     c->columns = (uint32_t)mimo_ceil_div(m->tape[0].config->hidden, COLUMN_CELL);
+    c->blocks = (uint32_t)mimo_ceil_div(V, MIMO_TILE_IDS);
     c->p_rows = (uint32_t)mimo_ceil_div(rows, ROW_CELL);
     c->u_columns = (uint32_t)mimo_ceil_div(widest, ROW_CELL);
     c->features = m->has_draft ? m->tape[1].config->taps : 0;
@@ -193,7 +198,11 @@ static void size_cells(mimo_probe_cells *c, uint32_t *total)
                                        [ROUTES] = 1,
                                        [U] = T * top_k * c->u_columns,
                                        [LOGITS] = (uint32_t)mimo_ceil_div(V, ROW_CELL),
-                                       [BEST] = T * m->q.spans,
+                                       [BEST] = T * c->blocks,
+                                       [MAXIMA] = T * c->blocks,
+                                       [KEPT] = T * c->blocks,
+                                       [FILTER] = T,
+                                       [PICKED] = T,
                                        [FEATURES] = c->features * T * c->columns,
                                        [BIASED] = T * (uint32_t)mimo_ceil_div(V, ROW_CELL)};
     *total = 0;

@@ -173,15 +173,15 @@ static PyObject *queue_tables(PyObject *module, PyObject *capsule)
         return NULL;
     const mimo_queues *q = &l->model.q;
     PyObject *draft = l->model.has_draft ? shapes_of(l, MIMO_TAPE_DRAFT) : PyList_New(0);
-    return Py_BuildValue(
-        "{sNsNsNsNsNsNsIsIsIsIsIsKsKsKsKsK}", "kinds", kinds(), "tasks",
-        array_of(q->task, (size_t)q->tasks * sizeof *q->task, NPY_UINT8), "joins",
-        array_of(q->join, (size_t)q->joins * sizeof *q->join, NPY_UINT8), "begin",
-        array_of(q->begin, (size_t)q->sms + 1, NPY_UINT32), "shapes", shapes_of(l, MIMO_TAPE_TARGET), "draft_shapes",
-        draft, "counters", q->counters, "spans", q->spans, "columns", q->columns, "ring_pages", q->shared.ring_pages,
-        "activation_bytes", q->shared.activation_bytes, "partial_floats", (unsigned long long)q->partial_floats,
-        "attend_floats", (unsigned long long)q->attend_floats, "u_elements", (unsigned long long)q->u_elements,
-        "a_elements", (unsigned long long)q->a_elements, "q_elements", (unsigned long long)q->q_elements);
+    return Py_BuildValue("{sNsNsNsNsNsNsIsIsIsIsKsKsKsKsK}", "kinds", kinds(), "tasks",
+                         array_of(q->task, (size_t)q->tasks * sizeof *q->task, NPY_UINT8), "joins",
+                         array_of(q->join, (size_t)q->joins * sizeof *q->join, NPY_UINT8), "begin",
+                         array_of(q->begin, (size_t)q->sms + 1, NPY_UINT32), "shapes", shapes_of(l, MIMO_TAPE_TARGET),
+                         "draft_shapes", draft, "counters", q->counters, "columns", q->columns, "ring_pages",
+                         q->shared.ring_pages, "activation_bytes", q->shared.activation_bytes, "partial_floats",
+                         (unsigned long long)q->partial_floats, "attend_floats", (unsigned long long)q->attend_floats,
+                         "u_elements", (unsigned long long)q->u_elements, "a_elements",
+                         (unsigned long long)q->a_elements, "q_elements", (unsigned long long)q->q_elements);
 }
 
 /* shared_use(queues) -> (kernel, role, what, bytes) of the shared memory that CTAs are launched with. */

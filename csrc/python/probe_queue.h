@@ -36,7 +36,7 @@ typedef struct mimo_probe_cells {
     uint32_t accept, propose; /* phases */
     uint32_t base[MIMO_AREAS], size[MIMO_AREAS];
     uint32_t *stamp;
-    uint32_t columns, p_rows, u_columns, heads, kv_heads, features; /* strides, in cells */
+    uint32_t columns, p_rows, u_columns, heads, kv_heads, features, blocks; /* strides, in cells */
     mimo_moe moe;
     char text[256]; /* what went wrong; empty: nothing */
 } mimo_probe_cells;

@@ -5,8 +5,9 @@
 #include "base/size.h"
 #include "python/probe_area.h"
 
-static const char *const area_name[MIMO_AREAS] = {"STATE", "ANGLES", "X", "N",      "P",    "Q",        "KV",    "S",
-                                                  "A",     "ROUTES", "U", "LOGITS", "BEST", "FEATURES", "BIASED"};
+static const char *const area_name[MIMO_AREAS] = {"STATE",  "ANGLES", "X",      "N",      "P",      "Q",    "KV",
+                                                  "S",      "A",      "ROUTES", "U",      "LOGITS", "BEST", "FEATURES",
+                                                  "BIASED", "MAXIMA", "KEPT",   "FILTER", "PICKED"};
 static const char *const kind_name[MIMO_TILE_KINDS] = {
 #define MIMO_TILE(kind, name, ...) name,
 #include "cuda/tiles.def"
@@ -175,12 +176,25 @@ static bool look_experts(const touching *t, uint32_t F)
     return true;
 }
 
-/* What the drafter's choice of a slot, of an earlier stage of this step, rests on. */
-static bool look_best(const touching *t, uint32_t slot, uint32_t spans)
+/* The drafter's tokens of slots [1, end), of earlier stages of this step. */
+static bool look_picked(const touching *t, uint32_t end)
 {
     const uint32_t op = (uint32_t)(t->phase->op - t->c->model->tape[MIMO_TAPE_DRAFT].plan->op);
-    const uint32_t phase = t->c->phase_of[MIMO_TAPE_DRAFT][op * MIMO_TILE_KINDS + MIMO_TILE_DRAFT_SAMPLE];
-    return touch(t, BEST, slot * t->c->model->q.spans, spans, mimo_probe_stamp(t->c, t->step, phase));
+    const uint32_t phase = t->c->phase_of[MIMO_TAPE_DRAFT][op * MIMO_TILE_KINDS + MIMO_TILE_PICK];
+    return end <= 1 || touch(t, PICKED, 1, end - 1, mimo_probe_stamp(t->c, t->step, phase));
+}
+
+/* Blocks of ids of a task's rows, all or its own; of areas with a cell a row, that one. */
+static bool look_blocks(const touching *t, uint32_t area, bool all)
+{
+    const uint32_t stride = t->c->size[area] / T, V = t->c->model->tape[t->phase->tape].config->vocab;
+    const uint32_t first = all ? 0 : t->task->first / MIMO_TILE_IDS, ids = all ? V : t->task->count;
+    const uint32_t count = stride == 1 ? 1 : (uint32_t)mimo_ceil_div(ids, MIMO_TILE_IDS);
+    for (uint32_t row = t->task->split; row < (uint32_t)t->task->split + t->task->splits; row++)
+        if (!(t->mode == CHECK ? look(t, area, row * stride + first, count)
+                               : touch(t, area, row * stride + first, count, 0)))
+            return false;
+    return true;
 }
 
 static uint32_t biased_cell(const touching *t)
@@ -189,13 +203,19 @@ static uint32_t biased_cell(const touching *t)
     return t->task->split * (uint32_t)mimo_ceil_div(V, ROW_CELL) + t->task->first / ROW_CELL;
 }
 
+static bool look_logits(const touching *t)
+{
+    const uint32_t rows = (uint32_t)mimo_ceil_div(t->task->count, ROW_CELL);
+    const bool biased = t->phase->tape == MIMO_TAPE_DRAFT && t->c->model->tape[1].config->markov_rank > 0;
+    return look_state(t) &&
+           (biased ? look(t, BIASED, biased_cell(t), rows) : look(t, LOGITS, t->task->first / ROW_CELL, rows));
+}
+
 static bool reads(const touching *t)
 {
     const mimo_tile_task *k = t->task;
     const uint32_t rows = (uint32_t)mimo_ceil_div(k->count, ROW_CELL);
     const uint32_t *dim = t->phase->op->dim;
-    const uint32_t span = mimo_pick_span(t->c->model->tape[t->phase->tape].config->vocab, &t->c->model->gpu);
-    const uint32_t spans = (uint32_t)mimo_ceil_div(t->c->model->tape[t->phase->tape].config->vocab, span);
     switch ((mimo_tile_kind)t->phase->kind) {
     case MIMO_TILE_EMBED:
         return look_state(t);
@@ -221,24 +241,22 @@ static bool reads(const touching *t)
         return look(t, ROUTES, 0, 1) && look_experts(t, dim[0]);
     case MIMO_TILE_DENSE_UP:
         return look_rows(t, N, 0, dim[0]);
-    case MIMO_TILE_SAMPLE:
-        return look_state(t) && look(t, LOGITS, k->first / ROW_CELL, rows);
     case MIMO_TILE_DRAFT_BIAS:
-        return look_state(t) && (k->split == 1 || look_best(t, k->split - 1u, spans)) &&
-               look(t, LOGITS, k->first / ROW_CELL, rows);
-    case MIMO_TILE_DRAFT_SAMPLE:
-        if (t->c->model->tape[1].config->markov_rank == 0)
-            return look_state(t) && look(t, LOGITS, k->first / ROW_CELL, rows);
-        return look_state(t) && look(t, BIASED, biased_cell(t), rows);
-    case MIMO_TILE_ACCEPT:
+        return look_state(t) && look_picked(t, k->split) && look(t, LOGITS, k->first / ROW_CELL, rows);
+    case MIMO_TILE_SCAN:
+        return look_logits(t);
+    case MIMO_TILE_COLLECT:
+        return look_logits(t) && look_blocks(t, MAXIMA, true);
+    case MIMO_TILE_CUT:
+        return look_state(t) && look_blocks(t, MAXIMA, true) && look_blocks(t, KEPT, true);
+    case MIMO_TILE_SAMPLE:
+        return look_logits(t) && look_blocks(t, FILTER, true);
+    case MIMO_TILE_PICK:
+        return look_state(t) && look_blocks(t, BEST, true);
+    case MIMO_TILE_ACCEPT: /* which writes the state that it reads */
+        return look_blocks(t, BEST, true);
     case MIMO_TILE_PROPOSE:
-        if (t->phase->kind == MIMO_TILE_PROPOSE && !look_state(t))
-            return false;
-        for (uint32_t row = 0; row < T; row++)
-            if ((t->phase->kind == MIMO_TILE_ACCEPT || (row > 0 && row < t->c->model->tape[1].config->block)) &&
-                !look(t, BEST, row * t->c->model->q.spans, spans))
-                return false;
-        return true;
+        return look_state(t) && look_blocks(t, BEST, true) && look_picked(t, k->split);
     case MIMO_TILE_KINDS:
         break;
     }
@@ -308,7 +326,6 @@ static bool writes(const touching *t)
 {
     const mimo_tile_task *k = t->task;
     const uint32_t rows = (uint32_t)mimo_ceil_div(k->count, ROW_CELL);
-    const uint32_t span = mimo_pick_span(t->c->model->tape[t->phase->tape].config->vocab, &t->c->model->gpu);
     switch ((mimo_tile_kind)t->phase->kind) {
     case MIMO_TILE_EMBED:
     case MIMO_TILE_REDUCE:
@@ -338,15 +355,20 @@ static bool writes(const touching *t)
         return touch(t, U, k->first / ROW_CELL, rows, 0);
     case MIMO_TILE_DRAFT_BIAS:
         return touch(t, BIASED, biased_cell(t), rows, 0);
+    case MIMO_TILE_SCAN:
+        return look_blocks(t, MAXIMA, false);
+    case MIMO_TILE_COLLECT:
+        return look_blocks(t, KEPT, false);
+    case MIMO_TILE_CUT:
+        return look_blocks(t, FILTER, false);
     case MIMO_TILE_SAMPLE:
-    case MIMO_TILE_DRAFT_SAMPLE:
-        if (k->first % span != 0)
-            return fail(t, "not where a piece begins", area_name[LOGITS], k->first);
-        return touch(t, BEST, k->split * t->c->model->q.spans + k->first / span, 1, 0);
+        return look_blocks(t, BEST, false);
+    case MIMO_TILE_PICK:
+        return look_blocks(t, PICKED, false);
     case MIMO_TILE_ACCEPT:
-        return touch(t, STATE, 0, 1, 0);
+        return look_blocks(t, PICKED, false) && touch(t, STATE, 0, 1, 0);
     case MIMO_TILE_PROPOSE:
-        return touch(t, STATE, 1, 1, 0);
+        return look_blocks(t, PICKED, false) && touch(t, STATE, 1, 1, 0);
     case MIMO_TILE_KINDS:
         break;
     }
@@ -355,9 +377,22 @@ static bool writes(const touching *t)
 
 /* ---- tasks ---- */
 
-static bool is_join(const mimo_tile_task *k)
+static bool joins_sums(const mimo_tile_task *k)
 {
     return k->kind == MIMO_TILE_REDUCE || k->kind == MIMO_TILE_HEADS || k->kind == MIMO_TILE_CHOOSE;
+}
+
+static bool joins_rows(const mimo_tile_task *k)
+{
+    return k->kind == MIMO_TILE_PICK || k->kind == MIMO_TILE_ACCEPT || k->kind == MIMO_TILE_PROPOSE;
+}
+
+/* Of the stages that choose tokens: tasks begin where a block of ids does. */
+static bool names_ids(const mimo_tile_task *k)
+{
+    const bool is_row = k->kind == MIMO_TILE_CUT || k->kind == MIMO_TILE_PICK || k->kind == MIMO_TILE_DRAFT_BIAS;
+    return k->first % MIMO_TILE_IDS == 0 && k->split + k->splits <= T && (!is_row || k->splits == 1) &&
+           ((k->kind != MIMO_TILE_CUT && !joins_rows(k)) || (k->first == 0 && k->count == 0));
 }
 
 /* Whether a task or join that reads no weights leaves their fields 0, and others that it has no use for. */
@@ -365,17 +400,16 @@ static bool names_none(const touching *t)
 {
     const mimo_tile_task *k = t->task;
     const bool rows_of_p = k->kind == MIMO_TILE_HEADS;
-    const bool alone = k->kind == MIMO_TILE_ACCEPT || k->kind == MIMO_TILE_PROPOSE;
-    if ((alone || is_join(k) || k->kind == MIMO_TILE_EMBED) && k->split != 0)
+    if ((joins_sums(k) || k->kind == MIMO_TILE_EMBED) && k->split != 0)
         return false;
-    if (alone && (k->first != 0 || k->count != 0 || k->splits != 1))
+    if (k->kind >= MIMO_TILE_DRAFT_BIAS && !names_ids(k))
         return false;
     if (k->kind == MIMO_TILE_CHOOSE && (k->first != 0 || k->count != t->phase->op->dim[1]))
         return false;
-    if (is_join(k) && (k->wait != MIMO_NO_COUNTER || k->load_wait != MIMO_NO_COUNTER))
+    if ((joins_sums(k) || joins_rows(k)) && (k->wait != MIMO_NO_COUNTER || k->load_wait != MIMO_NO_COUNTER))
         return false;
     return k->tile_rows == 0 && k->tile_pages == 0 && k->page == 0 && k->pages == 0 && k->page_bytes == 0 &&
-           k->expert_pages == 0 && k->k_page == 0 && k->joins == 0 && k->join == 0 &&
+           k->expert_pages == 0 && k->k_page == 0 && (k->joins > 0 ? k->kind == MIMO_TILE_SAMPLE : k->join == 0) &&
            (rows_of_p || (k->k_first == 0 && k->k_count == 0));
 }
 
@@ -489,9 +523,16 @@ static uint64_t work_of(const touching *t)
             experts += t->c->moe.expert[i] % k->splits == k->split;
         return experts * k->count;
     case MIMO_TILE_CHOOSE:
+        return 1;
+    case MIMO_TILE_SCAN:
+    case MIMO_TILE_COLLECT:
+    case MIMO_TILE_SAMPLE:
+        return (uint64_t)k->count * k->splits;
+    case MIMO_TILE_CUT:
+    case MIMO_TILE_PICK:
     case MIMO_TILE_ACCEPT:
     case MIMO_TILE_PROPOSE:
-        return 1;
+        return k->splits;
     default:
         return k->count;
     }

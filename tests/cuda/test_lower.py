@@ -37,10 +37,11 @@ TASK = np.dtype(
 )
 assert TASK.itemsize == 72
 KINDS = (
-    "EMBED", "PROJECT", "REDUCE", "HEADS", "ATTEND", "MERGE", "CHOOSE", "EXPERT_UP", "EXPERT_DOWN", "DENSE_UP", "SAMPLE", "ACCEPT",
-    "DRAFT_BIAS", "DRAFT_SAMPLE", "PROPOSE",
+    "EMBED", "PROJECT", "REDUCE", "HEADS", "ATTEND", "MERGE", "CHOOSE", "EXPERT_UP", "EXPERT_DOWN", "DENSE_UP", "DRAFT_BIAS",
+    "SCAN", "COLLECT", "CUT", "SAMPLE", "PICK", "ACCEPT", "PROPOSE",
 )  # fmt: skip
-JOINS = ("REDUCE", "HEADS", "CHOOSE")
+SUMS = ("REDUCE", "HEADS", "CHOOSE")
+JOINS = (*SUMS, "PICK", "ACCEPT", "PROPOSE")
 TASKS = tuple(kind for kind in KINDS if kind not in JOINS)
 NO_COUNTER = 0xFFFF
 H200 = {"sms": 132, "shared": 232448, "l2": 50 << 20}
@@ -223,19 +224,21 @@ def test_deadlocks_are_caught(engines: Callable[[str], Any]) -> None:
 
 def test_counters_passed_early_are_caught(engines: Callable[[str], Any]) -> None:
     queues = Queues(engines("tiny"), 3)
-    queues.tasks["wait_count"][queues.of("ACCEPT")[0]] -= 1
+    queues.tasks["wait_count"][queues.of("SAMPLE")[0]] -= 1
     assert "early" in queues.fault(100)
 
 
 @pytest.mark.parametrize("kind", JOINS)
 def test_joins_that_run_early_late_or_never_are_caught(kind: str, engines: Callable[[str], Any]) -> None:
+    model = "markov" if kind == "PICK" else "tiny"
+
     def changed(field: str, by: int, join: int) -> Queues:
-        queues = Queues(engines("tiny"), 16)
+        queues = Queues(engines(model), 16)
         at = queues.of(kind)[join]
         queues.joins[field][at] = int(queues.joins[field][at]) + by
         return queues
 
-    first = Queues(engines("tiny"), 16)
+    first = Queues(engines(model), 16)
     alone = first.joins["wait_count"][first.of(kind)] == 1
     assert not alone.all(), "all of them are of one task each: there is nothing to wait for"
     join = int(np.flatnonzero(~alone)[0])
@@ -245,7 +248,7 @@ def test_joins_that_run_early_late_or_never_are_caught(kind: str, engines: Calla
 
     # A task that does not arrive, one that arrives at another, and one that arrives elsewhere as well.
     for field, by in (("joins", -1), ("join", 1), ("joins", 1)):
-        queues = Queues(engines("tiny"), 16)
+        queues = Queues(engines(model), 16)
         stage = queues.joins["signal"][queues.of(kind)[0]]
         task = np.flatnonzero(queues.tasks["signal"] == stage)[0]
         queues.tasks[field][task] = int(queues.tasks[field][task]) + by
@@ -253,7 +256,8 @@ def test_joins_that_run_early_late_or_never_are_caught(kind: str, engines: Calla
 
 
 def test_joins_are_what_their_stage_is_joined_by(engines: Callable[[str], Any]) -> None:
-    """Every row of partial sums is in one join, and every task arrives at those that its rows are in."""
+    """Every row of partial sums is in one join, and every task arrives at those that its rows are in; every task that tokens
+    are chosen from, at the one of its rows."""
     for model, sms in (("tiny", 4), ("markov", 9), ("pro", 132)):
         queues = Queues(engines(model), sms)
         arrivals = np.zeros(len(queues.joins), int)
@@ -261,17 +265,20 @@ def test_joins_are_what_their_stage_is_joined_by(engines: Callable[[str], Any]) 
             own = slice(task["join"], task["join"] + task["joins"])
             joins = queues.joins[own]
             arrivals[own] += 1
+            assert (joins["signal"] == task["signal"]).all()
+            if KINDS[joins["kind"][0]] not in SUMS:
+                assert joins[["split", "splits"]].tolist() == [(task["split"], task["splits"])]
+                continue
             heads = joins["kind"] == KINDS.index("HEADS")
             first = np.where(heads, joins["k_first"], joins["first"])
             end = first + np.where(heads, joins["k_count"], joins["count"])
             assert (first[1:] == end[:-1]).all()
             assert first[0] <= task["first"] < end[0]
             assert first[-1] < task["first"] + task["count"] <= end[-1]
-            assert (joins["signal"] == task["signal"]).all()
         assert np.array_equal(arrivals, queues.joins["wait_count"])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TASKS if kind not in ("ACCEPT", "PROPOSE")])
+@pytest.mark.parametrize("kind", TASKS)
 def test_a_tile_that_is_missing_or_done_twice_is_caught(kind: str, engines: Callable[[str], Any]) -> None:
     # Another tile of its stage in its place: one is done twice, one never; counts are right.
     model, sms = ("markov", 16) if kind == "DRAFT_BIAS" else ("tiny", 5)

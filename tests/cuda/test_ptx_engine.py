@@ -126,6 +126,14 @@ def test_drafts_change_no_token(opened: Any, name: str, temperature: float) -> N
     assert stats["copies"] > 100 and stats["held"] > 1e6
 
 
+def test_filtered_tokens_are_the_sampler_s(opened: Any) -> None:
+    """Where log-probabilities are asked for, the host samples the same steps."""
+    gpu, prompt = opened("mxfp4", "resident", processors=3), token_ids(11, seed=4)
+    options: dict[str, Any] = {"temperature": 1.3, "seed": 5, "top_k": 30, "top_p": 0.9, "min_p": 0.001}
+    want = answer(gpu, prompt, 4, logprobs=0, **options)
+    assert answer(gpu, prompt, 4, **options, speculative=True) == want
+
+
 def test_a_markov_head_drafts_on_the_device(opened: Any, tmp_path: Path) -> None:
     a_markov_head_drafts(*knowing_markov_head(lambda path: opened(path, "resident", races=False), tmp_path / "model"))
 

@@ -139,6 +139,11 @@ static inline int64_t ptx_clamp(double f, double least, double most)
                         : (int64_t)f;
 }
 
+static inline uint64_t ptx_to_u64(double f)
+{
+    return f >= 0x1p64 ? UINT64_MAX : f > 0.0 ? (uint64_t)f : 0;
+}
+
 static inline uint32_t ptx_shl32(uint32_t a, uint32_t n)
 {
     return n > 31 ? 0 : a << n;

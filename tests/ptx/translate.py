@@ -382,6 +382,9 @@ class _Function:
             self.put(o[0], to, f"({_FLOAT[to]}){self.use(o[1], of)}")
         elif of in _FLOAT:
             name = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}[how[0]]
+            if to == "u64":
+                self.put(o[0], to, f"ptx_to_u64({name}({self.use(o[1], of)}))")
+                return
             least, most = {"s32": ("-0x1p31", "0x1p31 - 1"), "u32": ("0", "0x1p32 - 1"), "s64": ("-0x1p63", "0x1p63")}[to]
             self.put(o[0], to, f"ptx_clamp({name}({self.use(o[1], of)}), {least}, {most})")
         else:

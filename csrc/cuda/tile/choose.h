@@ -1,4 +1,4 @@
-/* From logits to tokens: SAMPLE, ACCEPT, DRAFT_BIAS, DRAFT_SAMPLE, PROPOSE.
+/* From scores to tokens: SAMPLE, PICK, ACCEPT, DRAFT_BIAS, PROPOSE.
  *
  * The token at a position is argmax of logit / temperature + noise(seed, stream, position, token), the lowest id on a
  * tie; drafts are drawn with the same noise, and are right while they equal it. */
@@ -18,14 +18,14 @@ MIMO_BODY inline bool mimo_tile_is_better(double score, uint32_t token, const mi
     return score > than.score || (score == than.score && token < than.token);
 }
 
-/* Its score, where it may be chosen. */
+/* The score of a row's token, where it may be drawn. filter: read where the round has one. */
 MIMO_BODY inline double mimo_tile_score(const mimo_tile_round &r, const mimo_tile_filter &filter, float logit,
                                         uint32_t id, uint64_t position)
 {
     const double x = (double)logit;
     if (!(r.temperature > 0.0f))
         return x;
-    if (!filter.on)
+    if (!mimo_tile_filters(r))
         return x / (double)r.temperature + mimo_cuda_gumbel(r.seed, r.stream, position, id);
     const double z = (x - (double)filter.largest) / (double)r.temperature;
     if (mimo_cuda_score_key(logit, id) < filter.cut || (r.min_p > 0.0f && z < r.z_least))
@@ -33,91 +33,91 @@ MIMO_BODY inline double mimo_tile_score(const mimo_tile_round &r, const mimo_til
     return z + mimo_cuda_gumbel(r.seed, r.stream, position, id);
 }
 
-/* The best of tokens [first, first + count) of a row for the token at `position`. */
+/* The best of what the lanes have; every lane gets it. */
 template <class Team>
-MIMO_BODY inline void mimo_tile_span(const Team &team, const mimo_tile_machine &m, mimo_tile_best *to,
-                                     const mimo_tile_logits &row, uint32_t first, uint32_t count, uint64_t position)
+MIMO_BODY inline mimo_tile_best mimo_tile_best_of(const Team &team, typename Team::template lane_value<double> &score,
+                                                  typename Team::template lane_value<uint32_t> &token)
 {
-    const mimo_tile_round &r = *m.round;
-    const mimo_tile_filter filter = mimo_tile_filter_of(team, r, row);
-    team.sync();                                                                            /* the scratch is free */
-    mimo_tile_best *best = reinterpret_cast<mimo_tile_best *>(mimo_cuda_own_scratch(team)); /* [warps] */
-    typename Team::template lane_value<double> score;
-    typename Team::template lane_value<uint32_t> token;
-    team.lanes([&](uint32_t lane) {
-        mimo_tile_best own = {-INFINITY, MIMO_TILE_NO_TOKEN};
-        for (uint32_t i = first + team.warp() * MIMO_LANES + lane; i < first + count; i += team.warps() * MIMO_LANES) {
-            const uint32_t id = row.ids != nullptr ? row.ids[i] : i;
-            if (!(row.x[i] < INFINITY)) { /* one that is no number, and none is chosen */
-                own = {INFINITY, MIMO_TILE_NO_TOKEN};
-                continue;
-            }
-            const double x = mimo_tile_score(r, filter, row.x[i], id, position);
-            if (mimo_tile_is_better(x, id, own))
-                own = {x, id};
-        }
-        score[lane] = own.score;
-        token[lane] = own.token;
-    });
     const double most = team.max(score);
     team.lanes([&](uint32_t lane) { token[lane] = score[lane] == most ? UINT32_MAX - token[lane] : 0; });
-    const uint32_t lowest = UINT32_MAX - team.max(token);
-    team.sync();
-    team.lanes([&](uint32_t lane) {
-        if (lane == 0)
-            best[team.warp()] = {most, lowest};
-    });
-    team.sync();
-    team.threads(1, [&](uint32_t) {
-        mimo_tile_best all = best[0];
-        for (uint32_t i = 1; i < team.warps(); i++)
-            if (mimo_tile_is_better(best[i].score, best[i].token, all))
-                all = best[i];
-        *to = all;
-    });
-    team.sync();
+    return {most, UINT32_MAX - team.max(token)};
 }
 
-/* Of all spans of row t. */
-MIMO_BODY inline uint32_t mimo_tile_chosen(const mimo_tile_machine &m, uint32_t t, uint32_t spans)
-{
-    mimo_tile_best all = m.best[t * m.spans];
-    for (uint32_t i = 1; i < spans; i++) {
-        const mimo_tile_best &other = m.best[t * m.spans + i];
-        if (mimo_tile_is_better(other.score, other.token, all))
-            all = other;
-    }
-    return all.score > -INFINITY ? all.token : MIMO_TILE_NO_TOKEN;
-}
-
-/* Spans of `count` ids in pieces of `span`. */
-MIMO_BODY inline uint32_t mimo_tile_spans(uint32_t count, uint32_t span)
-{
-    return (count + span - 1) / span;
-}
-
+/* Blocks of ids go round the warps. */
 template <class Team>
 MIMO_BODY inline void mimo_tile_sample(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
 {
-    const mimo_cuda_step &step = *m.target.step;
-    const uint32_t t = task.split;
-    if (t >= step.rows || step.position[t] + 1 < m.round->known) /* what follows is known */
-        return;
-    const mimo_tile_logits row = {step.logits + t * step.logits_stride, nullptr, m.vocab};
-    mimo_tile_span(team, m, m.best + t * m.spans + task.first / m.sample_span, row, task.first, task.count,
-                   step.position[t] + (uint64_t)1);
+    const mimo_tile_round &r = *m.round;
+    const uint32_t blocks = mimo_tile_blocks(task.count);
+    for (uint32_t item = team.warp(); item < task.splits * blocks; item += team.warps()) {
+        const uint32_t t = task.split + item / blocks, first = task.first + item % blocks * MIMO_TILE_IDS;
+        const mimo_tile_row row = mimo_tile_row_of(m, task.tape, t);
+        if (row.count == 0)
+            continue;
+        typename Team::template lane_value<double> score;
+        typename Team::template lane_value<uint32_t> token;
+        team.lanes([&](uint32_t lane) {
+            mimo_tile_best own = {-INFINITY, MIMO_TILE_NO_TOKEN};
+            for (uint32_t i = first + lane; i < first + MIMO_TILE_IDS && i < row.count; i += MIMO_LANES) {
+                const uint32_t id = row.ids != nullptr ? row.ids[i] : i;
+                if (!(row.x[i] < INFINITY)) { /* one that is no number, and none is chosen */
+                    own = {INFINITY, MIMO_TILE_NO_TOKEN};
+                    continue;
+                }
+                const double x = mimo_tile_score(r, m.filter[t], row.x[i], id, row.position);
+                if (mimo_tile_is_better(x, id, own))
+                    own = {x, id};
+            }
+            score[lane] = own.score;
+            token[lane] = own.token;
+        });
+        const mimo_tile_best best = mimo_tile_best_of(team, score, token);
+        team.lanes([&](uint32_t lane) {
+            if (lane == 0)
+                m.best[t * m.blocks + first / MIMO_TILE_IDS] = best;
+        });
+    }
+}
+
+/* The tokens of a join's rows, a warp a row; then all of the team see them. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_pick(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &join)
+{
+    for (uint32_t t = join.split + team.warp(); t < join.split + join.splits; t += team.warps()) {
+        const uint32_t blocks = mimo_tile_blocks(mimo_tile_row_of(m, join.tape, t).count);
+        if (blocks == 0)
+            continue;
+        typename Team::template lane_value<double> score;
+        typename Team::template lane_value<uint32_t> token;
+        team.lanes([&](uint32_t lane) {
+            mimo_tile_best own = {-INFINITY, MIMO_TILE_NO_TOKEN};
+            for (uint32_t b = lane; b < blocks; b += MIMO_LANES) {
+                const mimo_tile_best &other = m.best[t * m.blocks + b];
+                if (mimo_tile_is_better(other.score, other.token, own))
+                    own = other;
+            }
+            score[lane] = own.score;
+            token[lane] = own.token;
+        });
+        const mimo_tile_best best = mimo_tile_best_of(team, score, token);
+        team.lanes([&](uint32_t lane) {
+            if (lane == 0)
+                m.picked[t] = best.score > -INFINITY ? best.token : MIMO_TILE_NO_TOKEN;
+        });
+    }
+    team.sync();
 }
 
 /* Commits what the rows say, up to what ends the text; false: some row had no number before that. Drafts are counted
  * as far as they are right, whether the text ends among them or not. */
 MIMO_BODY inline bool mimo_tile_commit(const mimo_tile_machine &m, mimo_tile_round &r, const mimo_cuda_step &step)
 {
-    const uint32_t before = r.known, spans = mimo_tile_spans(m.vocab, m.sample_span);
+    const uint32_t before = r.known;
     bool numbers = true;
     for (uint32_t t = 0; t < step.rows; t++) {
         if (step.position[t] + 1 < before)
             continue;
-        const uint32_t token = mimo_tile_chosen(m, t, spans);
+        const uint32_t token = m.picked[t];
         if (token == MIMO_TILE_NO_TOKEN) {
             numbers = r.done != 0;
             break;
@@ -210,8 +210,10 @@ MIMO_BODY inline void mimo_tile_accept_rows(const mimo_tile_machine &m)
     block.context_begin = ring > 0 && top > begin + ring ? top - ring : begin;
 }
 
-template <class Team> MIMO_BODY inline void mimo_tile_accept(const Team &team, const mimo_tile_machine &m)
+template <class Team>
+MIMO_BODY inline void mimo_tile_accept(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &join)
 {
+    mimo_tile_pick(team, m, join);
     team.threads(1, [&](uint32_t) {
         mimo_tile_accept_rows(m);
         if (m.draft_block == 0) /* no PROPOSE follows */
@@ -225,9 +227,9 @@ MIMO_BODY inline uint32_t mimo_tile_drafted_at(const Team &team, const mimo_tile
 {
     if (m.drafted == nullptr)
         return token < m.draft_vocab ? token : m.draft_vocab;
-    const double at = mimo_tile_total(team, m.draft_vocab, true,
-                                      [&](uint32_t i) { return m.drafted[i] == token ? (double)i : -1.0; });
-    return at >= 0.0 ? (uint32_t)at : m.draft_vocab;
+    const uint32_t behind =
+        mimo_tile_most<uint32_t>(team, m.draft_vocab, [&](uint32_t i) { return m.drafted[i] == token ? i + 1 : 0; });
+    return behind > 0 ? behind - 1 : m.draft_vocab;
 }
 
 /* sum over j of in[j] * out[j], in this order, as the host adds. Rows of rank elements; behind them are zeros. */
@@ -252,8 +254,7 @@ MIMO_BODY inline void mimo_tile_draft_bias(const Team &team, const mimo_tile_mac
     const uint32_t slot = task.split;
     if (slot >= step.rows)
         return;
-    const uint32_t spans = mimo_tile_spans(m.draft_vocab, m.draft_span);
-    const uint32_t at = mimo_tile_drafted_at(team, m, slot == 1 ? step.token[0] : mimo_tile_chosen(m, slot - 1, spans));
+    const uint32_t at = mimo_tile_drafted_at(team, m, slot == 1 ? step.token[0] : m.picked[slot - 1]);
     const mimo_cuda_matrix &in = m.block.draft->markov_in, &out = m.block.draft->markov_out;
     const float *from = step.logits + slot * step.logits_stride;
     float *to = m.biased + (size_t)slot * m.draft_vocab;
@@ -269,20 +270,6 @@ MIMO_BODY inline void mimo_tile_draft_bias(const Team &team, const mimo_tile_mac
     });
 }
 
-template <class Team>
-MIMO_BODY inline void mimo_tile_draft_sample(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
-{
-    const mimo_cuda_step &step = *m.block.step;
-    const uint32_t slot = task.split;
-    if (slot >= step.rows)
-        return;
-    const float *logits =
-        m.biased != nullptr ? m.biased + (size_t)slot * m.draft_vocab : step.logits + slot * step.logits_stride;
-    const mimo_tile_logits row = {logits, m.drafted, m.draft_vocab};
-    mimo_tile_span(team, m, m.best + slot * m.spans + task.first / m.draft_span, row, task.first, task.count,
-                   step.anchor + (uint64_t)slot);
-}
-
 /* Whether a match is to be believed rather than the drafter, which says `first` first. Alone with two tokens it needs
  * the drafter's word: over answers of the built-in model that gives the most tokens a round of such rules. */
 MIMO_BODY inline bool mimo_tile_is_believed(const mimo_tile_round &r, const mimo_tile_match &match, uint32_t first)
@@ -293,8 +280,10 @@ MIMO_BODY inline bool mimo_tile_is_believed(const mimo_tile_round &r, const mimo
 }
 
 /* Drafts behind the anchor, as many as may be verified and have room: the drafter's, or what was looked up. */
-template <class Team> MIMO_BODY inline void mimo_tile_propose(const Team &team, const mimo_tile_machine &m)
+template <class Team>
+MIMO_BODY inline void mimo_tile_propose(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &join)
 {
+    mimo_tile_pick(team, m, join);
     mimo_tile_round &r = *m.round;
     const mimo_cuda_step &block = m.steps[2];
     const bool looks = r.lookup && block.rows > 1;
@@ -302,11 +291,9 @@ template <class Team> MIMO_BODY inline void mimo_tile_propose(const Team &team, 
     team.threads(1, [&](uint32_t) {
         r.over = r.done;
         mimo_cuda_step &step = m.steps[0];
-        const uint32_t spans = mimo_tile_spans(m.draft_vocab, m.draft_span);
-        r.looked_up = looks && mimo_tile_is_believed(r, match, mimo_tile_chosen(m, 1, spans));
+        r.looked_up = looks && mimo_tile_is_believed(r, match, m.picked[1]);
         for (uint32_t slot = 1; slot < block.rows && step.rows < r.width && r.known + slot < r.limit; slot++) {
-            const uint32_t token =
-                r.looked_up ? mimo_tile_followed(match, r.token, r.known, slot - 1) : mimo_tile_chosen(m, slot, spans);
+            const uint32_t token = r.looked_up ? mimo_tile_followed(match, r.token, r.known, slot - 1) : m.picked[slot];
             if (token == MIMO_TILE_NO_TOKEN)
                 return;
             step.position[step.rows] = block.anchor + slot;

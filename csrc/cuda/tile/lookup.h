@@ -28,12 +28,11 @@ template <class Team>
 MIMO_BODY inline mimo_tile_match mimo_tile_look_up(const Team &team, const uint32_t *text, uint32_t count)
 {
     const uint32_t first = count > MIMO_TILE_GRAM_REACH ? count - MIMO_TILE_GRAM_REACH : 0;
-    const double best = mimo_tile_total(team, count - first, true, [&](uint32_t i) {
+    const uint64_t best = mimo_tile_most<uint64_t>(team, count - first, [&](uint32_t i) {
         const uint32_t length = mimo_tile_gram(text, count, first + i);
-        return length >= MIMO_TILE_GRAM_LEAST ? (double)length * 4294967296.0 + (double)(first + i) : 0.0;
+        return length >= MIMO_TILE_GRAM_LEAST ? (uint64_t)length << 32 | (first + i) : 0;
     });
-    const uint32_t length = (uint32_t)(best / 4294967296.0);
-    return {length, (uint32_t)(best - (double)length * 4294967296.0)};
+    return {(uint32_t)(best >> 32), (uint32_t)best};
 }
 
 /* The i-th token after a match; one beyond the text's end is what would come if the text went on as it did since. */

@@ -11,11 +11,23 @@
 #include "cuda/op/state.h"
 #include "cuda/task.h"
 
-/* The best of a span of the vocabulary: the largest score, and the lowest id that has it. */
+/* The best of some ids: the largest score, and the lowest id that has it. */
 typedef struct mimo_tile_best {
     double score;
     uint32_t token;
 } mimo_tile_best;
+
+/* A token that a filter may keep: its key (filter.h), and its weight exp((logit - largest) / temperature) in units of
+ * 2^-44: sums of whole numbers are the same in any order. */
+typedef struct mimo_tile_kept {
+    uint64_t key, weight;
+} mimo_tile_kept;
+
+/* Which tokens of a row may be drawn: those of a key >= cut. largest: of the row's logits. */
+typedef struct mimo_tile_filter {
+    uint64_t cut;
+    float largest;
+} mimo_tile_filter;
 
 /* Where a text had its last `length` tokens before: those before place `at` (lookup.h). length 0: nowhere. */
 typedef struct mimo_tile_match {
@@ -62,22 +74,27 @@ typedef struct mimo_tile_machine {
     mimo_cuda_state target, context, block; /* a drafter's context and its block have rows of their own */
     const uint8_t *const *pages[2];         /* [operations of a tape] */
     const mimo_tile_task *task, *join;
-    const uint32_t *begin;                   /* [CTAs + 1] */
-    uint32_t last, last_count;               /* the last stage of a round: its counter, what it grows by */
-    uint32_t counters;                       /* of stages; those of joins are behind them */
-    uint32_t columns, pieces;                /* of H in a piece of a row, and pieces of a row */
-    uint32_t sample_span, draft_span, spans; /* ids of a span, and most spans of a row */
-    uint32_t vocab, draft_vocab;             /* ids, */
-    uint32_t draft_block;                    /* and rows of a block; 0: no drafter */
+    const uint32_t *begin;       /* [CTAs + 1] */
+    uint32_t last, last_count;   /* the last stage of a round: its counter, what it grows by */
+    uint32_t counters;           /* of stages; those of joins are behind them */
+    uint32_t columns, pieces;    /* of H in a piece of a row, and pieces of a row */
+    uint32_t vocab, draft_vocab; /* ids, */
+    uint32_t draft_block;        /* and rows of a block; 0: no drafter */
     uint32_t *counter;
     uint32_t parts;            /* of the operands: 1, or MIMO_TILE_EXACT_PARTS */
     mimo_tile_operand n, a, u; /* N and A [T], U [T * K, or T] */
     float *squares;            /* [T, pieces] sums of squares of x */
     float *p, *s;
     mimo_moe *moe;
-    mimo_tile_best *best;  /* [T, spans] */
-    float *biased;         /* [T, V'] with a Markov head */
-    mimo_cuda_step *steps; /* [3] of target, context, block: what their `step` points to */
+    uint32_t ids, blocks;     /* most of a row, and of MIMO_TILE_IDS of them: rows of the next ones are so long */
+    float *maxima, *sums;     /* [T, blocks] largest logits, sums of weights */
+    mimo_tile_kept *kept;     /* [T, ids], */
+    uint32_t *kept_count;     /* [T]: so many are there; 0 until COLLECT begins */
+    mimo_tile_filter *filter; /* [T] */
+    mimo_tile_best *best;     /* [T, blocks] */
+    uint32_t *picked;         /* [T] tokens, or MIMO_TILE_NO_TOKEN */
+    float *biased;            /* [T, V'] with a Markov head */
+    mimo_cuda_step *steps;    /* [3] of target, context, block: what their `step` points to */
     mimo_tile_round *round;
     const uint32_t *drafted; /* [V'] ids that a drafter drafts; NULL: all */
     mimo_mail *mail;         /* NULL: tokens are not sent */
