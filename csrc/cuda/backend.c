@@ -168,6 +168,9 @@ static mimo_status open_models(mimo_cuda *cuda, const mimo_config *config, const
                                const mimo_draft *draft, mimo_error *err)
 {
     mimo_cuda_tape *target = &cuda->target;
+    if (config->experts > MIMO_MOE_EXPERTS)
+        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED, "CUDA: config.experts: expected at most %d, found %u",
+                         MIMO_MOE_EXPERTS, config->experts);
     MIMO_TRY(mimo_cuda_model_open(&target->model, config, weights, NULL, err));
     mimo_plan_build(&target->plan, config, MIMO_CUDA_ROWS);
     MIMO_TRY(mimo_plan_check(&target->plan, config, err));

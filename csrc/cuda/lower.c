@@ -129,6 +129,7 @@ static mimo_status check_tape(const mimo_tape *tape, const char *name, mimo_erro
         uint32_t value, most;
     } limits[] = {{"rows of a step", tape->plan->rows, T},
                   {"block", c->block, T},
+                  {"experts", c->experts, MIMO_MOE_EXPERTS},
                   {"top_k", c->top_k, MIMO_MOE_TOP_K},
                   {"heads", c->attention[MIMO_FULL].heads, UINT16_MAX},
                   {"expert_width", c->expert_width, UINT16_MAX}};

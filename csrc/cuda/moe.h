@@ -5,7 +5,11 @@
 
 #include "cuda/task.h"
 
-enum { MIMO_MOE_TOP_K = 64, MIMO_MOE_ENTRIES = MIMO_TILE_TOKENS * MIMO_MOE_TOP_K };
+enum {
+    MIMO_MOE_EXPERTS = 512,
+    MIMO_MOE_TOP_K = 64,
+    MIMO_MOE_ENTRIES = MIMO_TILE_TOKENS * MIMO_MOE_TOP_K
+}; /* at most */
 
 /* An entry is a (row, chosen expert), in order of expert, then row; U has a row for each. */
 typedef struct mimo_moe {
@@ -18,7 +22,7 @@ typedef struct mimo_moe {
     /* What it is sorted from: experts of each row, ascending, with their weights. */
     uint16_t chosen[MIMO_MOE_ENTRIES]; /* [T, K] */
     float share[MIMO_MOE_ENTRIES];     /* [T, K] */
-    uint8_t first[MIMO_MOE_ENTRIES];   /* [T, K] whether no row before has the expert */
+    uint8_t first[MIMO_MOE_ENTRIES];   /* [T, K] whether no row before has the expert; of mimo_moe_mark alone */
 } mimo_moe;
 
 /* The choice is sorted in two passes over i < entries = T*K; each may go through them in any order or all at once, but

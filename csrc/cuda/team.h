@@ -149,6 +149,14 @@ struct mimo_cta_team {
             total += __shfl_xor_sync(0xffffffffu, total, half);
         return total;
     }
+    __device__ uint32_t sum(const lane_value<uint32_t> &x) const
+    {
+        return __reduce_add_sync(0xffffffffu, x.v);
+    }
+    __device__ uint32_t max(const lane_value<uint32_t> &x) const
+    {
+        return __reduce_max_sync(0xffffffffu, x.v);
+    }
     template <class T> __device__ void sum_quads(lane_value<T> &x) const
     {
         x.v += __shfl_xor_sync(0xffffffffu, x.v, 1);

@@ -231,6 +231,9 @@ def test_what_is_missing_is_said(model_path: Any, image: str, tmp_path: Path) ->
     _probe.cuda_fake(memory=GB)
     with pytest.raises(FileNotFoundError):
         open_gpu(model_path, str(tmp_path / "none.fatbin"))
+    arguments, _ = engine_arguments(make(tmp_path / "many", overrides={"n_routed_experts": 513}, headers_only=True, progress=False))
+    with pytest.raises(NotImplementedError, match=r"config\.experts: expected at most 512, found 513"):
+        _probe.Engine(*arguments, threads=2, device=0, image=image)
     assert nothing_is_left()
 
 

@@ -413,6 +413,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, engines: Callable[[str], A
         Queues(engines("tiny"), 0)
     with pytest.raises(NotImplementedError, match=r"draft\.block: expected at most 8, found 12"):
         Queues(open_engine(tmp_path / "wide", draft={"block": 12}), 4)
+    with pytest.raises(NotImplementedError, match=r"config\.experts: expected at most 512, found 600"):
+        Queues(open_engine(tmp_path / "many", overrides={"n_routed_experts": 600}), 4)
 
 
 def test_failed_allocations_leave_nothing(engines: Callable[[str], Any]) -> None:

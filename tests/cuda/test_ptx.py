@@ -241,6 +241,13 @@ def test_shuffles(library: Library) -> None:
     assert np.array_equal(found, np.stack(want, 1))
 
 
+def test_sums_and_maxima_of_warps(library: Library) -> None:
+    of = np.random.default_rng(6).integers(0, 1 << 32, (3, 32)).astype(U32)
+    found = np.zeros((2, 3, 32), U32)
+    library.run("reduced", found, of, threads=96)
+    assert (found[0] == of.sum(1, dtype=U32)[:, None]).all() and (found[1] == of.max(1)[:, None]).all()
+
+
 def test_turned_matrices(library: Library) -> None:
     of = np.random.default_rng(5).integers(0, 1 << 16, (8, 8)).astype(np.uint16)
     found = np.zeros((8, 8), np.uint16)

@@ -52,6 +52,13 @@ KERNEL last_one(uint32_t *to, uint32_t *part, uint32_t *counter, uint32_t broken
     to[threadIdx.x] = sum;
 }
 
+/* Sums and maxima of whole warps. */
+KERNEL reduced(uint32_t *to, const uint32_t *of)
+{
+    to[threadIdx.x] = __reduce_add_sync(0xffffffffu, of[threadIdx.x]);
+    to[blockDim.x + threadIdx.x] = __reduce_max_sync(0xffffffffu, of[threadIdx.x]);
+}
+
 KERNEL some_meet(uint32_t *to, uint32_t broken)
 {
     if (threadIdx.x < 64 || broken != 1)

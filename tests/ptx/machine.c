@@ -29,8 +29,8 @@ typedef enum state_type { READY, WAITING, DONE } state_type;
 
 typedef struct warp_type {
     uint32_t mask, arrived; /* of the lanes that meet; arrived 0: nobody has come */
-    char what; /* for what: a shuffle's mode, 's' sync, 'v' vote, 't' turn, 'm' and the kind of a product, 'r'
-                  setmaxnreg */
+    char what; /* for what: a shuffle's mode, 's' sync, 'v' vote, 'x' sum or max, 't' turn, 'm' and the kind of a
+                  product, 'r' setmaxnreg */
     char kind;
     struct ptx_waiter *lane[LANES];
 } warp_type;
@@ -537,6 +537,19 @@ static void vote(warp_type *warp)
             warp->lane[i]->result = ballot;
 }
 
+static void reduce(warp_type *warp)
+{
+    uint32_t sum = 0, most = 0;
+    for (uint32_t i = 0; i < LANES; i++)
+        if (warp->mask >> i & 1) {
+            sum += warp->lane[i]->operand[0];
+            most = warp->lane[i]->operand[0] > most ? warp->lane[i]->operand[0] : most;
+        }
+    for (uint32_t i = 0; i < LANES; i++)
+        if (warp->mask >> i & 1)
+            warp->lane[i]->result = warp->kind ? most : sum;
+}
+
 /* Lanes of a warp come together; the last one does what they came for. */
 static void gather(waiter *w, uint32_t mask, char what, char kind)
 {
@@ -567,6 +580,8 @@ static void gather(waiter *w, uint32_t mask, char what, char kind)
         vote(warp);
     else if (what == 't')
         turn(warp);
+    else if (what == 'x')
+        reduce(warp);
     else if (what != 's' && what != 'r')
         shuffle(warp);
     warp->arrived = 0;
@@ -593,6 +608,13 @@ uint32_t ptx_shfl(ptx_thread *t, char mode, uint32_t value, uint32_t b, uint32_t
     gather(w, mask, mode, 0);
     *valid = w->valid;
     return w->result;
+}
+
+uint32_t ptx_redux(ptx_thread *t, uint32_t mask, uint32_t value, bool max)
+{
+    t->waiter->operand[0] = value;
+    gather(t->waiter, mask, 'x', (char)max);
+    return t->waiter->result;
 }
 
 uint32_t ptx_vote(ptx_thread *t, uint32_t mask, uint32_t predicate)

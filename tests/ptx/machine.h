@@ -78,7 +78,8 @@ uint32_t ptx_bar(ptx_thread *t, char what, uint32_t barrier, uint32_t threads, u
 void ptx_warp_sync(ptx_thread *t, uint32_t mask);
 /* mode: 'b' bfly, 'd' down, 'u' up, 'i' idx */
 uint32_t ptx_shfl(ptx_thread *t, char mode, uint32_t value, uint32_t b, uint32_t c, uint32_t mask, uint8_t *valid);
-uint32_t ptx_vote(ptx_thread *t, uint32_t mask, uint32_t predicate); /* ballot */
+uint32_t ptx_redux(ptx_thread *t, uint32_t mask, uint32_t value, bool max); /* sum or max, without sign */
+uint32_t ptx_vote(ptx_thread *t, uint32_t mask, uint32_t predicate);        /* ballot */
 /* d = a b + c of a warp; kind: 'b' BF16 m16n8k16, 'h' F16 m16n8k16, '8' E4M3 m16n8k32. */
 uint32_t ptx_movmatrix(ptx_thread *t, uint32_t value);
 void ptx_mma(ptx_thread *t, char kind, uint32_t *d[4], const uint32_t a[4], const uint32_t b[2], const uint32_t c[4]);

@@ -557,6 +557,12 @@ class _Function:
             self.put(valid, "pred", "valid")
         self.emit("}")
 
+    def do_redux(self, modifiers: list[str], o: list[str]) -> None:
+        assert modifiers in (["sync", "add", "u32"], ["sync", "max", "u32"]) or modifiers == ["sync", "add", "s32"], modifiers
+        self.at()
+        value, mask = self.use(o[1], "u32"), self.use(o[2], "u32")
+        self.put(o[0], "b32", f"ptx_redux(t, {mask}, {value}, {int(modifiers[1] == 'max')})")
+
     def do_vote(self, modifiers: list[str], o: list[str]) -> None:
         assert modifiers[0] == "sync"
         self.at()

@@ -118,6 +118,12 @@ typedef struct mimo_cuda_state {
     mimo_stamp *stamps; /* [CTAs] of this launch; NULL: nobody asks */
 } mimo_cuda_state;
 
+/* Of a team of `warps` warps that chooses experts (choose.h). */
+static inline size_t mimo_cuda_choose_floats(uint32_t warps)
+{
+    return MIMO_MOE_ENTRIES + MIMO_MOE_ENTRIES / 2 + MIMO_MOE_ENTRIES / 4 + (size_t)warps * 2 * MIMO_MOE_TOP_K;
+}
+
 /* Floats of scratch that a team of `warps` warps needs for any body. */
 static inline size_t mimo_cuda_scratch_floats(const mimo_config *config, uint32_t warps)
 {
@@ -125,7 +131,8 @@ static inline size_t mimo_cuda_scratch_floats(const mimo_config *config, uint32_
     for (int kind = 0; kind < 2; kind++)
         head = config->attention[kind].head_dim > head ? config->attention[kind].head_dim : head;
     const size_t scores = (size_t)warps * MIMO_CUDA_CHUNK, rows = config->qk_norm ? MIMO_CUDA_ROWS * head : 0;
-    return MIMO_CUDA_ROWS * 9 + (scores > rows ? scores : rows);
+    const size_t choose = mimo_cuda_choose_floats(warps), most = scores > rows ? scores : rows;
+    return MIMO_CUDA_ROWS * 9 + (most > choose ? most : choose);
 }
 
 #endif

@@ -113,42 +113,76 @@ MIMO_BODY inline void mimo_tile_attend(const Team &team, const mimo_tile_machine
     }
 }
 
-/* Splits are weighted by their largest scores, all at once, then added in their order. */
+/* What each split of a head and row weighs, [splits], and behind them what the sum of all is multiplied with; by one
+ * warp. */
+template <class Team>
+MIMO_BODY inline void mimo_tile_weigh_splits(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
+                                             const mimo_cuda_layer &layer, uint32_t t, uint32_t head, float *factor)
+{
+    const uint32_t Dv = layer.attention.v_head_dim;
+    const auto ends = [&](uint32_t split) { return mimo_tile_split(m, layer.attention, split, t, head) + Dv; };
+    typename Team::template lane_value<float> most, sum;
+    team.lanes([&](uint32_t lane) {
+        most[lane] = -INFINITY;
+        for (uint32_t split = lane; split < task.splits; split += MIMO_LANES)
+            most[lane] = fmaxf(most[lane], ends(split)[0]);
+    });
+    const float all = team.max(most);
+    team.lanes([&](uint32_t lane) {
+        sum[lane] = 0.0f;
+        for (uint32_t split = lane; split < task.splits; split += MIMO_LANES) {
+            const float own = mimo_expf(ends(split)[0] - all);
+            factor[split] = own;
+            sum[lane] += own > 0.0f ? own * ends(split)[1] : 0.0f;
+        }
+    });
+    const float whole = team.sum(sum);
+    team.lanes([&](uint32_t lane) {
+        if (lane == 0)
+            factor[task.splits] = mimo_tile_inverse(layer, head, all, whole);
+    });
+}
+
+/* Element e of a head and row: all splits in their order, some of which are asked for together. */
+MIMO_BODY inline float mimo_tile_merged(const mimo_tile_machine &m, const mimo_tile_task &task, const mimo_attention &a,
+                                        uint32_t t, uint32_t head, uint32_t e, const float *factor)
+{
+    enum { TOGETHER = 8 };
+    float acc = 0.0f;
+    for (uint32_t first = 0; first < task.splits; first += TOGETHER) {
+        float value[TOGETHER];
+        for (uint32_t i = 0; i < TOGETHER; i++)
+            value[i] = first + i < task.splits ? mimo_tile_split(m, a, first + i, t, head)[e] : 0.0f;
+        for (uint32_t i = 0; i < TOGETHER; i++) {
+            const float own = first + i < task.splits ? factor[first + i] : 0.0f;
+            acc = own > 0.0f ? fmaf(own, value[i], acc) : acc; /* a split that has nothing has no numbers either */
+        }
+    }
+    return acc * factor[task.splits];
+}
+
+/* As many heads at a time as there are warps: a warp weighs the splits of one, then all threads have elements. */
 template <class Team>
 MIMO_BODY inline void mimo_tile_merge(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
 {
+    enum { FACTORS = MIMO_TILE_MOST_SPLITS + 1 };
     const mimo_cuda_state &s = mimo_tile_state(m, task);
     const mimo_cuda_layer &layer = s.layer[task.layer];
-    const uint32_t Dv = layer.attention.v_head_dim, t = task.split;
+    const uint32_t Dv = layer.attention.v_head_dim, t = task.split, end = task.first + task.count;
     if (t >= s.step->rows)
         return;
-    float *factor = mimo_cuda_own_scratch(team) + team.warp() * (size_t)MIMO_TILE_MOST_SPLITS;
-    for (uint32_t head = task.first + team.warp(); head < task.first + task.count; head += team.warps()) {
-        const auto split_of = [&](uint32_t split) { return mimo_tile_split(m, layer.attention, split, t, head); };
-        typename Team::template lane_value<float> most, sum;
-        team.lanes([&](uint32_t lane) {
-            most[lane] = -INFINITY;
-            for (uint32_t split = lane; split < task.splits; split += MIMO_LANES)
-                most[lane] = fmaxf(most[lane], split_of(split)[Dv]);
-        });
-        const float all = team.max(most);
-        team.meet(); /* nobody reads the factors of before */
-        team.lanes([&](uint32_t lane) {
-            sum[lane] = 0.0f;
-            for (uint32_t split = lane; split < task.splits; split += MIMO_LANES) {
-                const float *from = split_of(split), own = mimo_expf(from[Dv] - all);
-                factor[split] = own;
-                sum[lane] += own > 0.0f ? own * from[Dv + 1] : 0.0f;
-            }
-        });
-        const float whole = team.sum(sum);
-        team.meet();
-        mimo_tile_attended(team, m, layer, t, head, all, whole, [&](uint32_t e) {
-            float acc = 0.0f;
-            for (uint32_t split = 0; split < task.splits; split++)
-                if (factor[split] > 0.0f) /* nothing else is there of a split that has nothing */
-                    acc = fmaf(factor[split], split_of(split)[e], acc);
-            return acc;
+    float *factor = mimo_cuda_own_scratch(team);
+    for (uint32_t first = task.first; first < end; first += team.warps()) {
+        const uint32_t left = end - first, heads = left < team.warps() ? left : team.warps();
+        team.sync(); /* nobody reads the factors of before */
+        if (team.warp() < heads)
+            mimo_tile_weigh_splits(team, m, task, layer, t, first + team.warp(), factor + team.warp() * FACTORS);
+        team.sync();
+        team.threads(heads * Dv, [&](uint32_t i) {
+            const uint32_t head = first + i / Dv, e = i % Dv;
+            const float value =
+                mimo_tile_merged(m, task, layer.attention, t, head, e, factor + (head - first) * FACTORS);
+            mimo_tile_put(m.a, m.parts, t, head * Dv + e, value);
         });
     }
 }

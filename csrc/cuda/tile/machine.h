@@ -109,10 +109,11 @@ enum { MIMO_TILE_SUMS = 2 * (MIMO_TILE_UNIT + 4) * MIMO_TILE_TOKENS }; /* floats
  * same time. */
 static inline size_t mimo_tile_scratch_floats(uint32_t warps, uint32_t head, uint32_t value)
 {
-    const size_t chunk = MIMO_TILE_CHUNK + 2 * ((size_t)value + 4), splits = MIMO_TILE_MOST_SPLITS;
+    const size_t chunk = MIMO_TILE_CHUNK + 2 * ((size_t)value + 4), splits = MIMO_TILE_MOST_SPLITS + 1;
     const size_t attend = warps * (chunk > splits ? chunk : splits), rows = MIMO_TILE_TOKENS * (size_t)head;
-    const size_t sums = warps * (size_t)MIMO_TILE_SUMS, most = attend > rows ? attend : rows;
-    return MIMO_CUDA_ROWS * 9 + (most > sums ? most : sums);
+    const size_t sums = warps * (size_t)MIMO_TILE_SUMS, choose = mimo_cuda_choose_floats(warps);
+    const size_t most = attend > rows ? attend : rows, least = sums > choose ? sums : choose;
+    return MIMO_CUDA_ROWS * 9 + (most > least ? most : least);
 }
 
 #endif

@@ -22,22 +22,30 @@ MIMO_BODY inline const float *mimo_tile_next_norm(const mimo_cuda_state &s, cons
     }
 }
 
-/* x[h] = value(h) for a task's columns of row t, by one warp: N of them, and the sum of their squares. */
-template <class Team, class Value>
+enum { MIMO_TILE_EACH = 2 }; /* columns of a lane at a time: h and h + 32 */
+
+/* A task's columns of row t, by one warp: x, N of them, and the sum of their squares. values(x, h): of a lane. */
+template <class Team, class Values>
 MIMO_BODY inline void mimo_tile_columns_of(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
-                                           const mimo_cuda_state &s, uint32_t t, Value value)
+                                           const mimo_cuda_state &s, uint32_t t, Values values)
 {
+    const uint32_t end = task.first + task.count;
     const float *weight = mimo_tile_next_norm(s, task);
     float *x = s.work.x + t * s.work.x_stride;
     typename Team::template lane_value<float> sum;
     team.lanes([&](uint32_t lane) {
         sum[lane] = 0.0f;
-        for (uint32_t i = lane; i < task.count; i += MIMO_LANES) {
-            const uint32_t h = task.first + i;
-            const float own = value(h);
-            x[h] = own;
-            mimo_tile_put(m.n, m.parts, t, h, own * weight[h]);
-            sum[lane] = fmaf(own, own, sum[lane]);
+        for (uint32_t first = task.first + lane; first < end; first += MIMO_TILE_EACH * MIMO_LANES) {
+            float own[MIMO_TILE_EACH];
+            values(own, first);
+            for (uint32_t j = 0; j < MIMO_TILE_EACH; j++) {
+                const uint32_t h = first + j * MIMO_LANES;
+                if (h >= end)
+                    break;
+                x[h] = own[j];
+                mimo_tile_put(m.n, m.parts, t, h, own[j] * weight[h]);
+                sum[lane] = fmaf(own[j], own[j], sum[lane]);
+            }
         }
     });
     const float total = team.sum(sum);
@@ -61,21 +69,37 @@ MIMO_BODY inline void mimo_tile_embed(const Team &team, const mimo_tile_machine 
     const mimo_cuda_state &s = mimo_tile_state(m, task);
     for (uint32_t t = team.warp(); t < s.step->rows; t += team.warps()) {
         const bool mask = task.op_code == MIMO_OP_DRAFT_EMBED && t > 0;
-        mimo_tile_columns_of(team, m, task, s, t, [&](uint32_t h) {
-            return mask ? s.draft->mask[h] : mimo_cuda_embedding(s, s.step->token[t], h);
+        mimo_tile_columns_of(team, m, task, s, t, [&](float (&x)[MIMO_TILE_EACH], uint32_t first) {
+            for (uint32_t j = 0, h = first; j < MIMO_TILE_EACH && h < task.first + task.count; j++, h += MIMO_LANES)
+                x[j] = mask ? s.draft->mask[h] : mimo_cuda_embedding(s, s.step->token[t], h);
         });
     }
     mimo_tile_angles(team, task, s);
 }
 
-/* Element `row` of row t of P: the sum of its splits, in order. */
-MIMO_BODY inline float mimo_tile_partial(const mimo_tile_machine &m, uint32_t splits, uint32_t rows, uint32_t t,
-                                         uint32_t row)
+/* Rows first, first + 32, ... below end of P, for row t of the step: all splits, added in their order. What is asked
+ * for together arrives together. Beyond the end 0. */
+template <uint32_t each>
+MIMO_BODY inline void mimo_tile_partials(float (&sum)[each], const mimo_tile_machine &m, uint32_t splits, uint32_t rows,
+                                         uint32_t t, uint32_t first, uint32_t end)
 {
-    float sum = m.p[(size_t)t * rows + row];
-    for (uint32_t split = 1; split < splits; split++)
-        sum += m.p[((size_t)split * MIMO_TILE_TOKENS + t) * rows + row];
-    return sum;
+    const auto part = [&](uint32_t split, uint32_t j) {
+        const uint32_t row = first + j * MIMO_LANES;
+        return split < splits && row < end ? m.p[((size_t)split * MIMO_TILE_TOKENS + t) * rows + row] : 0.0f;
+    };
+    for (uint32_t j = 0; j < each; j++)
+        sum[j] = part(0, j);
+    for (uint32_t split = 1; split < splits; split += 2) {
+        float one[each], other[each];
+        for (uint32_t j = 0; j < each; j++) {
+            one[j] = part(split, j);
+            other[j] = part(split + 1, j);
+        }
+        for (uint32_t j = 0; j < each; j++) {
+            sum[j] += one[j];
+            sum[j] = split + 1 < splits ? sum[j] + other[j] : sum[j];
+        }
+    }
 }
 
 template <class Team>
@@ -87,13 +111,18 @@ MIMO_BODY inline void mimo_tile_reduce(const Team &team, const mimo_tile_machine
     const bool fuse = task.op_code == MIMO_OP_DRAFT_FUSE;
     const bool layer_ends = task.op_code == MIMO_OP_EXPERT_DOWN || task.op_code == MIMO_OP_DENSE_DOWN;
     for (uint32_t t = team.warp(); t < step.rows; t += team.warps())
-        mimo_tile_columns_of(team, m, task, s, t, [&](uint32_t h) {
-            const float sum = mimo_tile_partial(m, task.splits, H, t, h);
-            const float x = fuse ? sum : s.work.x[t * s.work.x_stride + h] + sum;
-            for (uint32_t i = 0; layer_ends && i < step.taps; i++)
-                if (step.tap[i] == task.layer)
-                    step.hidden[i * step.hidden_stride + (size_t)t * H + h] = x;
-            return x;
+        mimo_tile_columns_of(team, m, task, s, t, [&](float (&x)[MIMO_TILE_EACH], uint32_t first) {
+            const uint32_t end = task.first + task.count;
+            float before[MIMO_TILE_EACH];
+            for (uint32_t j = 0, h = first; j < MIMO_TILE_EACH; j++, h += MIMO_LANES)
+                before[j] = !fuse && h < end ? s.work.x[t * s.work.x_stride + h] : 0.0f;
+            mimo_tile_partials(x, m, task.splits, H, t, first, end);
+            for (uint32_t j = 0, h = first; j < MIMO_TILE_EACH && h < end; j++, h += MIMO_LANES) {
+                x[j] = fuse ? x[j] : before[j] + x[j];
+                for (uint32_t i = 0; layer_ends && i < step.taps; i++)
+                    if (step.tap[i] == task.layer)
+                        step.hidden[i * step.hidden_stride + (size_t)t * H + h] = x[j];
+            }
         });
     if (fuse)
         mimo_tile_angles(team, task, s);
@@ -141,8 +170,14 @@ MIMO_BODY inline void mimo_tile_heads(const Team &team, const mimo_tile_machine 
     for (uint32_t t = team.warp(); t < s.step->rows; t += team.warps()) {
         const float scale = mimo_tile_scale(team, m, s, t);
         team.lanes([&](uint32_t lane) {
-            for (uint32_t i = lane; i < width; i += MIMO_LANES)
-                values[i] = mimo_tile_partial(m, task.splits, rows, t, task.k_first + i) * scale;
+            enum { EACH = 4 };
+            for (uint32_t i = lane; i < width; i += EACH * MIMO_LANES) {
+                float sum[EACH];
+                mimo_tile_partials(sum, m, task.splits, rows, t, task.k_first + i, task.k_first + width);
+                for (uint32_t j = 0; j < EACH; j++)
+                    if (i + j * MIMO_LANES < width)
+                        values[i + j * MIMO_LANES] = sum[j] * scale;
+            }
         });
         team.meet();
         mimo_tile_finish_head(team, s, layer, head, t, values);
@@ -157,15 +192,21 @@ template <class Team>
 MIMO_BODY inline void mimo_tile_choose(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
-    const uint32_t E = s.config->experts, T = s.step->rows, splits = task.splits;
-    const float *scale = mimo_tile_scales(team, m, s), *lean = mimo_cuda_lean(s, task.layer);
-    team.threads(T * E, [&](uint32_t i) {
-        const uint32_t t = i / E;
-        const float y = mimo_tile_partial(m, splits, E, t, i % E) * scale[t];
-        s.work.router_logits[i] = lean != nullptr ? y + lean[i] : y;
+    const uint32_t E = s.config->experts, splits = task.splits;
+    const float *lean = mimo_cuda_lean(s, task.layer);
+    mimo_cuda_choose(team, s, s.layer[task.layer], *m.moe, [&](uint32_t t) {
+        const float scale = mimo_tile_scale(team, m, s, t);
+        return [&m, &s, lean, E, splits, scale, t](float (&logit)[MIMO_CHOOSE_EACH], uint32_t lane) {
+            mimo_tile_partials(logit, m, splits, E, t, lane, E);
+            for (uint32_t j = 0; j < MIMO_CHOOSE_EACH; j++) {
+                const uint32_t e = j * MIMO_LANES + lane, at = t * E + e;
+                if (e >= E)
+                    continue;
+                logit[j] = lean != nullptr ? logit[j] * scale + lean[at] : logit[j] * scale;
+                s.work.router_logits[at] = logit[j];
+            }
+        };
     });
-    team.sync();
-    mimo_cuda_choose(team, s, task.layer, *m.moe);
 }
 
 #endif
