@@ -86,11 +86,7 @@ MIMO_BODY_HERE void mimo_engine_load(Cta &cta, const mimo_tile_machine &m, uint3
 /* The number of the lowest bit that is set: ones of those below it. */
 MIMO_BODY inline uint32_t mimo_engine_lowest(uint32_t bits)
 {
-#ifdef __CUDA_ARCH__
-    return (uint32_t)__popc(~bits & (bits - 1));
-#else
-    return (uint32_t)__builtin_popcount(~bits & (bits - 1));
-#endif
+    return mimo_cuda_ones(~bits & (bits - 1));
 }
 
 template <class Team, class Ring>

@@ -169,10 +169,7 @@ MIMO_BODY inline void mimo_cuda_sort_entries(const Team &team, const mimo_cuda_c
             moe.expert[index] = c.chosen[i];
             moe.begin[index] = (uint16_t)at;
             moe.mask[index] = (uint8_t)rows;
-            uint32_t end = at;
-            for (uint32_t left = rows; left != 0; left &= left - 1)
-                end++;
-            if (end == entries) { /* the last expert */
+            if (at + mimo_cuda_ones(rows) == entries) { /* the last expert */
                 moe.experts = index + 1;
                 moe.begin[index + 1] = (uint16_t)entries;
             }

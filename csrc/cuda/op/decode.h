@@ -37,6 +37,16 @@ MIMO_HD inline float mimo_cuda_float(uint32_t bits)
     return value;
 }
 
+/* How many bits are set. */
+MIMO_HD inline uint32_t mimo_cuda_ones(uint32_t bits)
+{
+#ifdef __CUDA_ARCH__
+    return (uint32_t)__popc(bits);
+#else
+    return (uint32_t)__builtin_popcount(bits);
+#endif
+}
+
 MIMO_HD inline uint32_t mimo_cuda_bits(float value)
 {
     uint32_t bits;

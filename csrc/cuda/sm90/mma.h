@@ -56,11 +56,12 @@ struct mimo_mma_weights {
     }
 };
 
-MIMO_BODY inline mimo_mma_weights mimo_mma_bf16(const uint8_t *block, uint32_t lane)
+/* Of a block at an address in shared memory that is this lane's. */
+MIMO_BODY inline mimo_mma_weights mimo_mma_bf16(uint32_t block)
 {
     mimo_mma_weights w;
-    const mimo_words4 first = mimo_cuda_load<mimo_words4>(block + 16 * lane);
-    const mimo_words4 second = mimo_cuda_load<mimo_words4>(block + 16 * (MIMO_LANES + lane));
+    const mimo_words4 first = mimo_near_words4(block);
+    const mimo_words4 second = mimo_near_words4(block + 16 * MIMO_LANES);
     for (uint32_t i = 0; i < 4; i++) {
         w.first[i] = first.v[i];
         w.second[i] = second.v[i];
@@ -69,10 +70,10 @@ MIMO_BODY inline mimo_mma_weights mimo_mma_bf16(const uint8_t *block, uint32_t l
 }
 
 /* Weights without their scale. */
-MIMO_BODY inline mimo_mma_weights mimo_mma_fp8(const uint8_t *block, uint32_t lane)
+MIMO_BODY inline mimo_mma_weights mimo_mma_fp8(uint32_t block)
 {
     mimo_mma_weights w;
-    const mimo_words4 codes = mimo_cuda_load<mimo_words4>(block + 16 * lane);
+    const mimo_words4 codes = mimo_near_words4(block);
 #pragma unroll
     for (uint32_t upper = 0; upper < 2; upper++)
 #pragma unroll
@@ -83,13 +84,12 @@ MIMO_BODY inline mimo_mma_weights mimo_mma_fp8(const uint8_t *block, uint32_t la
     return w;
 }
 
-/* Weights times 2^-40; at: mimo_page_scale. */
-MIMO_BODY inline mimo_mma_weights mimo_mma_mxfp4(const uint8_t *block, const uint8_t *scales, uint32_t at,
-                                                 uint32_t lane)
+/* Weights times 2^-40; scale: the address of those of rows g and g + 8. */
+MIMO_BODY inline mimo_mma_weights mimo_mma_mxfp4(uint32_t block, uint32_t scale)
 {
     mimo_mma_weights w;
-    const mimo_words2 codes = mimo_cuda_load<mimo_words2>(block + 8 * lane);
-    const uint32_t both = mimo_cuda_load<uint16_t>(scales + at + lane / 4 * 2);
+    const mimo_words2 codes = mimo_near_words2(block);
+    const uint32_t both = mimo_near_half(scale);
 #pragma unroll
     for (uint32_t upper = 0; upper < 2; upper++) {
         const uint32_t factor = (both >> 8 * upper & 255) * 0x00800080u; /* the exponent of both halves */
@@ -100,14 +100,13 @@ MIMO_BODY inline mimo_mma_weights mimo_mma_mxfp4(const uint8_t *block, const uin
     return w;
 }
 
-/* sum += a unit and block times a lane's part of eight columns; at: mimo_page_scale. */
+/* sum += a unit and block times a lane's part of eight columns; block, scale: this lane's addresses. */
 template <uint32_t format>
-MIMO_BODY inline void mimo_mma_block(float (&sum)[4], const uint8_t *block, const uint8_t *scales, uint32_t at,
-                                     uint32_t lane, const mimo_words4 &x)
+MIMO_BODY inline void mimo_mma_block(float (&sum)[4], uint32_t block, uint32_t scale, const mimo_words4 &x)
 {
     if constexpr (format == MIMO_FORMAT_FP8) {
-        const mimo_mma_weights w = mimo_mma_fp8(block, lane);
-        const mimo_words2 both = mimo_cuda_load<mimo_words2>(scales + 4 * at);
+        const mimo_mma_weights w = mimo_mma_fp8(block);
+        const mimo_words2 both = mimo_near_words2(scale);
         float part[4] = {};
         mimo_mma(part, w.first, x.v[0], x.v[1]);
         mimo_mma(part, w.second, x.v[2], x.v[3]);
@@ -115,8 +114,7 @@ MIMO_BODY inline void mimo_mma_block(float (&sum)[4], const uint8_t *block, cons
         for (uint32_t i = 0; i < 4; i++)
             sum[i] = fmaf(part[i], mimo_cuda_float(both.v[i / 2]), sum[i]);
     } else {
-        const mimo_mma_weights w =
-            format == MIMO_FORMAT_BF16 ? mimo_mma_bf16(block, lane) : mimo_mma_mxfp4(block, scales, at, lane);
+        const mimo_mma_weights w = format == MIMO_FORMAT_BF16 ? mimo_mma_bf16(block) : mimo_mma_mxfp4(block, scale);
         mimo_mma(sum, w.first, x.v[0], x.v[1]);
         mimo_mma(sum, w.second, x.v[2], x.v[3]);
     }
@@ -129,25 +127,34 @@ template <uint32_t units> MIMO_BODY constexpr uint32_t mimo_mma_turns()
     return units == 1 ? 4 : units == 2 ? 2 : 1;
 }
 
-/* Blocks [from, to) of a page that begins with block `number` of its segment; x: of this lane's column, from the page's
- * first element on. */
+/* Bytes of a block that a lane reads at a time. */
+template <uint32_t format> MIMO_BODY constexpr uint32_t mimo_mma_lane_bytes()
+{
+    return format == MIMO_FORMAT_MXFP4 ? 8 : 16;
+}
+
+/* Blocks [from, to) of a page that begins with block `number` of its segment, at an address in shared memory; x: the
+ * address of this lane's column, from the page's first element on. */
 template <uint32_t format, uint32_t units>
-MIMO_BODY inline void mimo_mma_blocks(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
-                                      const uint8_t *page, uint32_t k_page, uint32_t from, uint32_t to, uint32_t number,
-                                      const uint8_t *x, bool has_x)
+MIMO_BODY inline void mimo_mma_blocks(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums, uint32_t page,
+                                      uint32_t k_page, uint32_t from, uint32_t to, uint32_t number, uint32_t x,
+                                      bool has_x)
 {
     constexpr uint32_t turns = mimo_mma_turns<units>();
-    const uint32_t blocks = k_page / MIMO_PAGE_BLOCK, lane = team.thread() % MIMO_LANES;
-    const uint8_t *scales = page + mimo_page_scales(format, units, k_page);
+    const uint32_t bytes = mimo_page_block_bytes(format), blocks = k_page / MIMO_PAGE_BLOCK,
+                   lane = team.thread() % MIMO_LANES;
+    const uint32_t scales = page + mimo_page_scales(format, units, k_page);
+    const uint32_t codes = page + lane * mimo_mma_lane_bytes<format>();
     const auto add = [&](uint32_t b, uint32_t turn) {
         mimo_words4 column = {};
         if (has_x)
-            column = mimo_cuda_load<mimo_words4>(x + b * MIMO_NEAR_BLOCK);
+            column = mimo_near_words4(x + b * MIMO_NEAR_BLOCK);
 #pragma unroll
-        for (uint32_t unit = 0; unit < units; unit++)
-            mimo_mma_block<format>(sums.v[turn * units + unit],
-                                   page + (unit * blocks + b) * mimo_page_block_bytes(format), scales,
-                                   mimo_page_scale(format, unit, b, k_page), lane, column);
+        for (uint32_t unit = 0; unit < units; unit++) {
+            const uint32_t at = mimo_page_scale(format, unit, b, k_page);
+            const uint32_t scale = scales + (format == MIMO_FORMAT_MXFP4 ? at + lane / 4 * 2 : 4 * at);
+            mimo_mma_block<format>(sums.v[turn * units + unit], codes + (unit * blocks + b) * bytes, scale, column);
+        }
     };
     uint32_t b = from + (team.warp() - number - from) % MIMO_MMA_WARPS;
     for (; b + (turns - 1) * MIMO_MMA_WARPS < to; b += turns * MIMO_MMA_WARPS)
@@ -230,36 +237,68 @@ MIMO_BODY inline void mimo_mma_floats(const mimo_mma_team &team, float (&sums)[4
         }
 }
 
+/* Blocks [from, to) of a page for every part of the rows. */
+MIMO_BODY_HERE void mimo_mma_parts(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
+                                   const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p, uint32_t page,
+                                   uint32_t from, uint32_t to, uint32_t number, uint32_t column, bool has_x)
+{
+    for (uint32_t part = 0; part < p.m.parts; part++, column += near.part_bytes) {
+        if (p.format == MIMO_FORMAT_MXFP4)
+            mimo_mma_units<MIMO_FORMAT_MXFP4>(team, sums, p.units, page, p.k_page, from, to, number, column, has_x);
+        else if (p.format == MIMO_FORMAT_FP8)
+            mimo_mma_units<MIMO_FORMAT_FP8>(team, sums, p.units, page, p.k_page, from, to, number, column, has_x);
+        else
+            mimo_mma_units<MIMO_FORMAT_BF16>(team, sums, p.units, page, p.k_page, from, to, number, column, has_x);
+    }
+}
+
+/* The address of this lane's column of a row, as if it were near from the page's first element on. */
+MIMO_BODY inline uint32_t mimo_mma_column(const mimo_mma_team &team, const mimo_tile_near<mimo_mma_team> &near,
+                                          const mimo_tile_columns &columns, uint32_t k_page)
+{
+    const uint32_t g = team.thread() % MIMO_LANES / 4, c = team.thread() % 4;
+    const uint32_t row = columns.has(g) ? columns.row(g) - near.row_first : 0;
+    return mimo_near_address(team.activations) + row * near.row_bytes + 16 * c + 2 * (k_page - near.k_first);
+}
+
 /* Elements [k, end) of the page that begins at k_page, all of them near. */
 MIMO_BODY inline void mimo_mma_page(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
                                     const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
                                     const mimo_tile_columns &columns, const uint8_t *page, uint32_t k_page, uint32_t k,
                                     uint32_t end)
 {
-    const uint32_t g = team.thread() % MIMO_LANES / 4, c = team.thread() % 4;
     const uint32_t from = (k - k_page) / MIMO_PAGE_BLOCK, to = (end - k_page + MIMO_PAGE_BLOCK - 1) / MIMO_PAGE_BLOCK;
-    const uint32_t number = (k_page - p.k_first) / MIMO_PAGE_BLOCK, width = p.format == MIMO_FORMAT_F32 ? 4 : 2;
+    const uint32_t number = (k_page - p.k_first) / MIMO_PAGE_BLOCK;
+    if (p.format != MIMO_FORMAT_F32)
+        return mimo_mma_parts(team, sums, near, p, mimo_near_address(page), from, to, number,
+                              mimo_mma_column(team, near, columns, k_page),
+                              columns.has(team.thread() % MIMO_LANES / 4));
     /* Where the page's first element would be, if it were near as well. */
-    const uint8_t *x = team.activations + (int32_t)(k_page - near.k_first) * (int32_t)width;
-    if (p.format == MIMO_FORMAT_F32) {
-        const uint32_t bytes = p.k_page / MIMO_PAGE_BLOCK * mimo_page_block_bytes(MIMO_FORMAT_F32);
-        for (uint32_t unit = 0; unit < p.units; unit++) {
-            float sum[4] = {};
-            mimo_mma_floats(team, sum, page + unit * bytes, from, to, number, x, near.row_bytes, columns,
-                            near.row_first);
-            mimo_mma_add(sums, unit, sum);
-        }
-        return;
+    const uint8_t *x = team.activations + (int32_t)(k_page - near.k_first) * (int32_t)sizeof(float);
+    const uint32_t bytes = p.k_page / MIMO_PAGE_BLOCK * mimo_page_block_bytes(MIMO_FORMAT_F32);
+    for (uint32_t unit = 0; unit < p.units; unit++) {
+        float sum[4] = {};
+        mimo_mma_floats(team, sum, page + unit * bytes, from, to, number, x, near.row_bytes, columns, near.row_first);
+        mimo_mma_add(sums, unit, sum);
     }
-    const bool has_x = columns.has(g);
-    x += (has_x ? columns.row(g) - near.row_first : 0) * near.row_bytes + 16 * c;
-    for (uint32_t part = 0; part < p.m.parts; part++, x += near.part_bytes) {
-        if (p.format == MIMO_FORMAT_MXFP4)
-            mimo_mma_units<MIMO_FORMAT_MXFP4>(team, sums, p.units, page, p.k_page, from, to, number, x, has_x);
-        else if (p.format == MIMO_FORMAT_FP8)
-            mimo_mma_units<MIMO_FORMAT_FP8>(team, sums, p.units, page, p.k_page, from, to, number, x, has_x);
-        else
-            mimo_mma_units<MIMO_FORMAT_BF16>(team, sums, p.units, page, p.k_page, from, to, number, x, has_x);
+}
+
+/* All of K is near: what pages have in common is worked out once. */
+template <class Ring>
+MIMO_BODY inline void mimo_mma_whole(const mimo_mma_team &team, Ring &ring, mimo_tile_sums<mimo_mma_team> &sums,
+                                     const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
+                                     const mimo_tile_columns &columns)
+{
+    const bool has_x = columns.has(team.thread() % MIMO_LANES / 4);
+    const uint32_t blocks = p.k_page / MIMO_PAGE_BLOCK;
+    uint32_t column = mimo_mma_column(team, near, columns, p.k_first),
+             left = (near.k_end - p.k_first) / MIMO_PAGE_BLOCK;
+    for (uint32_t i = 0; i < p.pages; i++) {
+        const uint32_t page = mimo_near_address(ring.take());
+        mimo_mma_parts(team, sums, near, p, page, 0, left < blocks ? left : blocks, i * blocks, column, has_x);
+        ring.give();
+        column += 2 * p.k_page;
+        left -= blocks;
     }
 }
 
@@ -269,6 +308,9 @@ MIMO_BODY inline void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mim
                                       const mimo_tile_columns &columns)
 {
     near.factor = p.format == MIMO_FORMAT_MXFP4 ? MIMO_PAGE_MXFP4_UNDO : 1.0f;
+    mimo_near_fetch(team, near, p, columns, p.k_first);
+    if (p.format != MIMO_FORMAT_F32 && near.k_end >= p.k_end)
+        return mimo_mma_whole(team, ring, sums, near, p, columns);
     for (uint32_t i = 0; i < p.pages; i++) {
         const uint8_t *page = ring.take();
         const uint32_t k_page = p.k_first + i * p.k_page;

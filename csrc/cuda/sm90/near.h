@@ -26,11 +26,39 @@ template <> struct mimo_tile_near<mimo_mma_team> {
     float factor;  /* of all sums */
 };
 
+/* Shared memory by its own short addresses. Volatile: never before a page has come, nor after it is given back. */
+MIMO_BODY inline uint32_t mimo_near_address(const uint8_t *at)
+{
+    return (uint32_t)__cvta_generic_to_shared(at);
+}
+
+MIMO_BODY inline mimo_words4 mimo_near_words4(uint32_t at)
+{
+    mimo_words4 out;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.v[0]), "=r"(out.v[1]), "=r"(out.v[2]), "=r"(out.v[3])
+                 : "r"(at));
+    return out;
+}
+
+MIMO_BODY inline mimo_words2 mimo_near_words2(uint32_t at)
+{
+    mimo_words2 out;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(out.v[0]), "=r"(out.v[1]) : "r"(at));
+    return out;
+}
+
+MIMO_BODY inline uint32_t mimo_near_half(uint32_t at)
+{
+    uint16_t out;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(out) : "r"(at));
+    return out;
+}
+
 /* 16 bytes from global to shared memory; they are there after mimo_near_wait, for the thread that asked. */
 MIMO_BODY inline void mimo_near_copy(uint8_t *to, const void *from)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
-                 : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(mimo_near_address(to)), "l"(from) : "memory");
 }
 
 MIMO_BODY inline void mimo_near_wait()

@@ -307,37 +307,46 @@ MIMO_BODY inline mimo_tile_columns mimo_tile_expert_columns(const mimo_moe &moe,
     return {moe.mask[index], moe.begin[index], entries};
 }
 
-/* The segment at s.at, or the next one there is; false: none. */
-MIMO_BODY inline bool mimo_tile_find(const mimo_tile_machine &m, const mimo_tile_task &task, uint32_t rows,
-                                     mimo_tile_segment &s)
+/* What a task's segments have in common. */
+struct mimo_tile_walk {
+    const mimo_moe &moe;
+    uint32_t end, step; /* of `at` */
+    uint32_t tiles;     /* of an expert */
+    uint32_t rows;      /* of the step, a bit each */
+};
+
+MIMO_BODY inline mimo_tile_walk mimo_tile_walk_of(const mimo_tile_machine &m, const mimo_tile_task &task, uint32_t rows)
 {
     const mimo_moe &moe = *m.moe;
-    s.first = task.first;
-    s.columns = {(1u << rows) - 1, 0, false};
+    const uint32_t all = (1u << rows) - 1;
     if (task.kind == MIMO_TILE_EXPERT_UP) {
         const uint32_t tiles = task.expert_pages / task.tile_pages;
-        if (s.at >= moe.experts * tiles)
-            return false;
-        const mimo_moe_unit unit = mimo_moe_unit_at(s.at, tiles);
-        s.first = unit.tile * task.tile_rows;
-        s.columns = mimo_tile_expert_columns(moe, unit.index, false);
-        return true;
+        return {moe, moe.experts * tiles, task.count, tiles, all};
     }
-    if (task.kind == MIMO_TILE_EXPERT_DOWN) {
-        while (s.at < moe.experts && moe.expert[s.at] % task.splits != task.split)
-            s.at++;
-        if (s.at >= moe.experts)
-            return false;
-        s.columns = mimo_tile_expert_columns(moe, s.at, true);
-        return true;
-    }
-    s.first = s.at;
-    return s.at < task.first + task.count;
+    if (task.kind == MIMO_TILE_EXPERT_DOWN)
+        return {moe, moe.experts, 1, 1, all};
+    return {moe, task.first + task.count, task.tile_rows, 1, all};
 }
 
-MIMO_BODY inline void mimo_tile_advance(const mimo_tile_task &task, mimo_tile_segment &s)
+/* The segment at s.at, or the next one there is; false: none. */
+MIMO_BODY inline bool mimo_tile_find(const mimo_tile_walk &walk, const mimo_tile_task &task, mimo_tile_segment &s)
 {
-    s.at += task.kind == MIMO_TILE_EXPERT_UP ? task.count : task.kind == MIMO_TILE_EXPERT_DOWN ? 1 : task.tile_rows;
+    const mimo_moe &moe = walk.moe;
+    while (task.kind == MIMO_TILE_EXPERT_DOWN && task.splits > 1 && s.at < walk.end &&
+           moe.expert[s.at] % task.splits != task.split)
+        s.at++;
+    if (s.at >= walk.end)
+        return false;
+    s.first = task.kind == MIMO_TILE_EXPERT_DOWN ? task.first : s.at;
+    s.columns = {walk.rows, 0, false};
+    if (task.kind == MIMO_TILE_EXPERT_UP) {
+        const mimo_moe_unit unit = mimo_moe_unit_at(s.at, walk.tiles);
+        s.first = unit.tile * task.tile_rows;
+        s.columns = mimo_tile_expert_columns(moe, unit.index, false);
+    } else if (task.kind == MIMO_TILE_EXPERT_DOWN) {
+        s.columns = mimo_tile_expert_columns(moe, s.at, true);
+    }
+    return true;
 }
 
 /* ---- results ---- */
@@ -378,8 +387,8 @@ MIMO_BODY inline void mimo_tile_results(const Team &team, const mimo_tile_machin
 }
 
 template <class Team, class Ring>
-MIMO_BODY inline void mimo_tile_multiply(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
-                                         Ring &ring)
+MIMO_BODY_HERE void mimo_tile_multiply(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
+                                       Ring &ring)
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
     const mimo_tile_whole whole = mimo_tile_matrix(s, task);
@@ -390,16 +399,19 @@ MIMO_BODY inline void mimo_tile_multiply(const Team &team, const mimo_tile_machi
     const float *scale = scaled ? mimo_tile_scales(team, m, s) : nullptr;
     mimo_tile_near<Team> near = {};
     mimo_tile_sums<Team> sums;
-    mimo_tile_segment segment = {task.first, task.first, {}};
-    if (sums_up)
-        segment.at = 0;
+    const mimo_tile_walk walk = mimo_tile_walk_of(m, task, s.step->rows);
+    mimo_tile_segment segment = {sums_up ? 0 : task.first, task.first, {}};
     mimo_tile_clear(team, sums);
-    for (; mimo_tile_find(m, task, s.step->rows, segment); mimo_tile_advance(task, segment)) {
+    for (bool more = mimo_tile_find(walk, task, segment); more;) {
+        mimo_tile_segment next = segment;
+        next.at += walk.step;
+        more = mimo_tile_find(walk, task, next); /* asked for before it is needed */
         mimo_tile_pages(team, ring, sums, near, product, segment.columns);
-        if (sums_up)
-            continue;
-        mimo_tile_results(team, m, task, sums, near, s, whole, segment, product.units, scale);
-        mimo_tile_clear(team, sums);
+        if (!sums_up) {
+            mimo_tile_results(team, m, task, sums, near, s, whole, segment, product.units, scale);
+            mimo_tile_clear(team, sums);
+        }
+        segment = next;
     }
     if (sums_up)
         mimo_tile_results(team, m, task, sums, near, s, whole, segment, product.units, scale);

@@ -100,10 +100,7 @@ struct mimo_tile_columns {
     /* The number of columns before g. */
     MIMO_BODY uint32_t before(uint32_t g) const
     {
-        uint32_t bits = mask & ((1u << g) - 1);
-        bits = (bits & 0x55) + (bits >> 1 & 0x55);
-        bits = (bits & 0x33) + (bits >> 2 & 0x33);
-        return (bits & 15) + (bits >> 4);
+        return mimo_cuda_ones(mask & ((1u << g) - 1));
     }
     MIMO_BODY uint32_t row(uint32_t g) const
     {
