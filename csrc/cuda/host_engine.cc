@@ -50,7 +50,7 @@ struct ring_type {
 
     uint8_t *place(uint32_t page) const
     {
-        return memory + page % all->ring_pages * (size_t)MIMO_RING_PAGE;
+        return memory + page % all->ring_pages * (size_t)all->page_bytes;
     }
     const uint8_t *take()
     {
@@ -182,7 +182,7 @@ void mimo_host_ctas_run(const mimo_host_ctas *all, uint32_t step, uint32_t end)
         cta[i].step = step;
         cta[i].end = end;
         cta[i].own = {all->scratch + i * all->scratch_floats};
-        cta[i].pages = {all, all->ring + i * (size_t)all->ring_pages * MIMO_RING_PAGE, i, 0, 0, 0};
+        cta[i].pages = {all, all->ring + i * (size_t)all->ring_pages * all->page_bytes, i, 0, 0, 0};
     }
     for (uint32_t i = 0; i < all->ctas; i++)
         for (uint32_t role = 0; role < 2; role++) {

@@ -45,11 +45,11 @@ static inline uint32_t mimo_resident_fixed_bytes(uint32_t head, uint32_t value)
 
 /* What a launch tells the kernel, of the sizes that were picked (mimo_shared, pick.h) and a patience in nanoseconds. */
 static inline mimo_resident_layout mimo_resident_layout_of(uint32_t fixed, uint32_t activations, uint32_t pages,
-                                                           uint64_t patience)
+                                                           uint32_t page_bytes, uint64_t patience)
 {
     mimo_resident_layout layout;
     layout.pages = pages;
-    layout.page_bytes = MIMO_RING_PAGE;
+    layout.page_bytes = page_bytes;
     layout.activations = fixed;
     layout.ring = fixed + activations;
     layout.patience = (uint32_t)(patience / MIMO_RESIDENT_TICK_NS);

@@ -408,8 +408,9 @@ void mimo_resident_begin(mimo_resident *r, const mimo_resident_sequence *s)
 /* Rounds [step, end) of queues, and what the kernel says of who was lost. */
 static void queue_rounds(mimo_resident *r, const mimo_queues *q, mimo_tile_machine *m, uint32_t step, uint32_t end)
 {
+    const mimo_shared *s = &q->shared;
     mimo_resident_layout layout =
-        mimo_resident_layout_of(q->shared.fixed_bytes, q->shared.activation_bytes, q->shared.ring_pages, r->patience);
+        mimo_resident_layout_of(s->fixed_bytes, s->activation_bytes, s->ring_pages, s->ring_page_bytes, r->patience);
     uint64_t lost = r->lost;
     void *parameters[] = {m, &layout, &lost, &step, &end};
     mimo_cuda_queue_resident(r->device, q->sms, MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM, parameters);

@@ -192,7 +192,8 @@ static PyObject *shared_use(PyObject *module, PyObject *capsule)
     if (l == NULL)
         return NULL;
     const mimo_shared *s = &l->model.q.shared;
-    const mimo_resident_layout layout = mimo_resident_layout_of(s->fixed_bytes, s->activation_bytes, s->ring_pages, 0);
+    const mimo_resident_layout layout =
+        mimo_resident_layout_of(s->fixed_bytes, s->activation_bytes, s->ring_pages, s->ring_page_bytes, 0);
     size_t plain = mimo_cuda_scratch_floats(&l->config[MIMO_TAPE_TARGET], MIMO_CUDA_WARPS);
     if (l->model.has_draft)
         plain = mimo_max(plain, mimo_cuda_scratch_floats(&l->config[MIMO_TAPE_DRAFT], MIMO_CUDA_WARPS));

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .rank_result import Profile, Projection, RankResult
-from .step_model import RING_PAGE
 
 __all__ = ["report"]
 
@@ -38,8 +37,8 @@ def _memory(result: RankResult) -> Iterator[str]:
         for name, count in items:
             if count:
                 yield f"  {count / 1e9:10.3f} GB  {name}"
-    pages, activations = result.shared_memory
-    yield f"shared memory of a resident CTA: {pages} pages of {RING_PAGE:,} B loaded ahead, {activations:,} B of activations"
+    pages, page_bytes, activations = result.shared_memory
+    yield f"shared memory of a resident CTA: {pages} pages of {page_bytes:,} B loaded ahead, {activations:,} B of activations"
 
 
 def _steps(result: RankResult) -> Iterator[str]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ACCEPTANCES",
     "GPUS",
-    "RING_PAGE",
     "SHARED_BYTES",
     "Assumptions",
     "Gpu",
@@ -34,8 +33,6 @@ ACCEPTANCES = (6.30, 5.56, 4.29)
 """Tokens a round, published or reported of V2.5-Pro: coding, reasoning, other."""
 SHARED_BYTES = 232448
 """Of a CTA, sm_90 and sm_100."""
-RING_PAGE = 17408
-"""Bytes of a page of the ring (csrc/cuda/pick.h)."""
 _CHUNK = 1 << 19  # bytes that the pipeline is followed in
 
 
@@ -96,12 +93,13 @@ class Stage:
 @dataclass(frozen=True)
 class Lowered:
     """One rank of a lowered model: its stages in order, the bytes of ring that run ahead, all bytes of its weights, and the shared
-    memory of a CTA: pages of the ring, bytes of activations."""
+    memory of a CTA: places of the ring and bytes of each, bytes of activations."""
 
     stages: tuple[Stage, ...]
     ring: float
     weights: float
     ring_pages: int
+    ring_page_bytes: int
     activation_bytes: int
 
 
@@ -128,7 +126,7 @@ def union(experts: int, top_k: int, rows: int, overlap: float) -> float:
 
 def lowered(rank: Rank, gpu: Gpu) -> Lowered:
     """The stages of a rank's round on a GPU."""
-    table, ring_pages, activation_bytes = rank.stages(gpu.sms, SHARED_BYTES, gpu.l2)
+    table, ring_pages, page_bytes, activation_bytes = rank.stages(gpu.sms, SHARED_BYTES, gpu.l2)
     stages, weights = [], 0.0
     for kind, join, op, layer, draft, bytes, busiest, tasks, tiles, dim in table:
         fields: dict[str, Any] = {}
@@ -146,7 +144,7 @@ def lowered(rank: Rank, gpu: Gpu) -> Lowered:
             # The drafter's head is rows of the target's.
             weights += bytes if not (draft and op == "head") else 0
         stages.append(Stage(kind, join, op, layer, bool(draft), **({"bytes": 0.0} | fields)))
-    return Lowered(tuple(stages), ring_pages * float(RING_PAGE) * gpu.sms, weights, ring_pages, activation_bytes)
+    return Lowered(tuple(stages), float(ring_pages * page_bytes * gpu.sms), weights, ring_pages, page_bytes, activation_bytes)
 
 
 def stage_bytes(stage: Stage, rows: int, assume: Assumptions) -> float:
@@ -216,7 +214,7 @@ def pipeline(loads: Sequence[tuple[float, float, float, bool]], rate: float, rin
 
 def step(rank: Lowered, gpu: Gpu, rows: int, drafting: bool, assume: Assumptions) -> Step:
     """The modelled time of one step of `rows` rows, with the drafter's round or without."""
-    chosen = [stage for stage in rank.stages if drafting or not (stage.draft or stage.kind == "propose")]
+    chosen = [stage for stage in rank.stages if drafting or not stage.draft]
     sizes = [stage_bytes(stage, rows, assume) for stage in chosen]
     joins = [join_of(stage, assume) for stage in chosen]
     loads = [
