@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from ptx.launch import Library
-from ptx.library import HERE, compile_c, nvcc, ptx
-from ptx.translate import translate
+from ptx.library import nvcc
 
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="not run: the package was built without nvcc")
 CHUNK, ROWS = 256, 8
@@ -24,11 +23,7 @@ CASE = np.dtype(
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    compiler = nvcc()
-    assert compiler is not None
-    target = tmp_path_factory.mktemp("ptx") / "attend.so"
-    compile_c(translate(ptx(HERE / "attend.cu", compiler)), target)
-    return Library(target)
+    return Library.of("attend.cu", tmp_path_factory.mktemp("ptx"))
 
 
 def bf16(values: NDArray[Any]) -> NDArray[np.uint16]:

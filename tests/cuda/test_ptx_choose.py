@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ptx.launch import Library
-from ptx.library import HERE, compile_c, nvcc, ptx
-from ptx.translate import translate
+from ptx.library import nvcc
 
 from mimo_ultraspeed import _probe
 
@@ -31,11 +30,7 @@ MOE = np.dtype(
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    compiler = nvcc()
-    assert compiler is not None
-    target = tmp_path_factory.mktemp("ptx") / "choose.so"
-    compile_c(translate(ptx(HERE / "choose.cu", compiler)), target)
-    return Library(target)
+    return Library.of("choose.cu", tmp_path_factory.mktemp("ptx"))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from ptx.launch import Library
-from ptx.library import HERE, compile_c, nvcc, ptx
-from ptx.translate import translate
+from ptx.library import nvcc
 
 from mimo_ultraspeed import _probe
 
@@ -28,11 +27,7 @@ CASE = np.dtype(
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    compiler = nvcc()
-    assert compiler is not None
-    target = tmp_path_factory.mktemp("ptx") / "filter.so"
-    compile_c(translate(ptx(HERE / "filter.cu", compiler)), target)
-    return Library(target)
+    return Library.of("filter.cu", tmp_path_factory.mktemp("ptx"))
 
 
 @dataclass

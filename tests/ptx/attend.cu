@@ -1,5 +1,6 @@
 /* The resident path's attention (csrc/cuda/sm90/attend.h, tile/attend.h) alone, on keys and values that a test made. */
 #include "cuda/sm90/attend.h"
+#include "team.h"
 
 enum { WARPS = 8, SCRATCH = 16384 };
 
@@ -36,7 +37,6 @@ __device__ void fill_state(mimo_cuda_state &state, attend_memory &memory, const 
 
 __device__ void fill(attend_memory &memory, const attend_case &c)
 {
-    memset(&memory, 0, sizeof memory);
     mimo_tile_machine &m = memory.m;
     m.s = reinterpret_cast<float *>(c.s);
     m.parts = MIMO_TILE_EXACT_PARTS;
@@ -70,14 +70,8 @@ template <class Run> __device__ void with_machine(const attend_case *c, Run run)
 {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ attend_memory memory;
-    if (threadIdx.x == 0)
-        fill(memory, *c);
-    __syncthreads();
-    mimo_mma_team team;
-    team.shared = reinterpret_cast<float *>(shared);
-    team.first = 0;
-    team.size = 32 * WARPS;
-    team.barrier = 1;
+    test_fill(memory, c);
+    mimo_mma_team team = test_team<mimo_mma_team>(shared);
     team.activations = shared + SCRATCH;
     team.activation_bytes = 4 * 8 * WARPS * (c->v_head_dim + 3);
     team.sums = mimo_cuda_own_scratch(team);

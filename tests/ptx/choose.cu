@@ -1,5 +1,6 @@
 /* The resident path's choice of experts (csrc/cuda/tile/rows.h, op/choose.h) alone, from partial sums that a test made. */
 #include "cuda/tile/rows.h"
+#include "team.h"
 
 enum { WARPS = 8 };
 
@@ -19,7 +20,6 @@ struct choose_memory {
 
 __device__ void fill(choose_memory &memory, const choose_case &c)
 {
-    memset(&memory, 0, sizeof memory);
     mimo_tile_machine &m = memory.m;
     m.p = reinterpret_cast<float *>(c.p);
     m.squares = reinterpret_cast<float *>(c.squares);
@@ -43,14 +43,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) choose(const choose_cas
 {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ choose_memory memory;
-    if (threadIdx.x == 0)
-        fill(memory, *c);
-    __syncthreads();
-    mimo_cta_team team;
-    team.shared = reinterpret_cast<float *>(shared);
-    team.first = 0;
-    team.size = 32 * WARPS;
-    team.barrier = 1;
+    test_fill(memory, c);
+    const mimo_cta_team team = test_team<mimo_cta_team>(shared);
     mimo_tile_task join = {};
     join.splits = (uint16_t)c->splits;
     mimo_tile_choose(team, memory.m, join);

@@ -1,5 +1,6 @@
 /* The resident path's choice of tokens (csrc/cuda/tile/filter.h, choose.h) alone, from logits that a test made. */
 #include "cuda/tile/choose.h"
+#include "team.h"
 
 enum { WARPS = 8 };
 
@@ -20,7 +21,6 @@ struct filter_memory {
 
 __device__ void fill(filter_memory &memory, const filter_case &c)
 {
-    memset(&memory, 0, sizeof memory);
     mimo_tile_machine &m = memory.m;
     m.target.step = m.block.step = &memory.step;
     m.round = &memory.round;
@@ -57,14 +57,8 @@ template <class Run> __device__ void with_machine(const filter_case *c, Run run)
 {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ filter_memory memory;
-    if (threadIdx.x == 0)
-        fill(memory, *c);
-    __syncthreads();
-    mimo_cta_team team;
-    team.shared = reinterpret_cast<float *>(shared);
-    team.first = 0;
-    team.size = 32 * WARPS;
-    team.barrier = 1;
+    test_fill(memory, c);
+    const mimo_cta_team team = test_team<mimo_cta_team>(shared);
     mimo_tile_task task = {};
     task.tape = c->drafts ? MIMO_TAPE_DRAFT : MIMO_TAPE_TARGET;
     task.split = c->drafts ? 1 : 0;

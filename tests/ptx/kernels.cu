@@ -189,15 +189,8 @@ KERNEL floats(float *to, const float *from)
 KERNEL narrow(uint32_t *to, const float *from)
 {
     const uint32_t i = threadIdx.x;
-    const float a = from[2 * i], b = from[2 * i + 1];
-    uint16_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(to[6 * i]) : "f"(b), "f"(a));
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(to[6 * i + 1]) : "f"(b), "f"(a));
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(b), "f"(a));
-    to[6 * i + 2] = pair;
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(to[6 * i + 3]) : "h"(pair));
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(to[6 * i + 4]) : "r"(to[6 * i]), "r"(0x40804000u)); /* 2, 4 */
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(to[6 * i + 5]) : "r"(to[6 * i + 1]), "r"(0x34003800u)); /* 0.5, 0.25 */
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(to[2 * i]) : "f"(from[2 * i + 1]), "f"(from[2 * i]));
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(to[2 * i + 1]) : "r"(to[2 * i]), "r"(0x40804000u)); /* 2, 4 */
 }
 
 KERNEL shuffles(uint32_t *to, const uint32_t *from)
@@ -220,31 +213,21 @@ KERNEL powers(float *to, const float *from)
     asm("ex2.approx.f32 %0, %1;" : "=f"(to[threadIdx.x]) : "f"(from[threadIdx.x]));
 }
 
-/* A [16, K] row by row, B [8, K] column by column, C and D [16, 8]: one warp for each kind. */
-template <typename T> __device__ void load_pairs(uint32_t *a, uint32_t *b, const T *A, const T *B, uint32_t K, uint32_t per)
+/* A [16, 16] row by row, B [8, 16] column by column, C and D [16, 8]: one warp. */
+KERNEL product(float *D, const uint16_t *A, const uint16_t *B, const float *C)
 {
-    const uint32_t lane = threadIdx.x, g = lane / 4, c = lane % 4;
+    uint32_t a[4], b[2];
+    float d[4];
+    const uint32_t g = threadIdx.x / 4, c = threadIdx.x % 4;
     for (uint32_t i = 0; i < 4; i++)
-        a[i] = *reinterpret_cast<const uint32_t *>(A + (g + 8 * (i % 2)) * K + per * c + K / 2 * (i / 2));
+        a[i] = *reinterpret_cast<const uint32_t *>(A + (g + 8 * (i % 2)) * 16 + 2 * c + 8 * (i / 2));
     for (uint32_t i = 0; i < 2; i++)
-        b[i] = *reinterpret_cast<const uint32_t *>(B + g * K + per * c + K / 2 * i);
+        b[i] = *reinterpret_cast<const uint32_t *>(B + g * 16 + 2 * c + 8 * i);
+    for (uint32_t i = 0; i < 4; i++)
+        d[i] = C[(g + 8 * (i / 2)) * 8 + 2 * c + i % 2];
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    for (uint32_t i = 0; i < 4; i++)
+        D[(g + 8 * (i / 2)) * 8 + 2 * c + i % 2] = d[i];
 }
-
-#define PRODUCT(name, type, K, instruction)                                                                            \
-    KERNEL name(float *D, const type *A, const type *B, const float *C)                                                \
-    {                                                                                                                  \
-        uint32_t a[4], b[2];                                                                                           \
-        float d[4];                                                                                                    \
-        const uint32_t g = threadIdx.x / 4, c = threadIdx.x % 4;                                                       \
-        load_pairs(a, b, A, B, K, 4 / sizeof(type));                                                                   \
-        for (uint32_t i = 0; i < 4; i++)                                                                               \
-            d[i] = C[(g + 8 * (i / 2)) * 8 + 2 * c + i % 2];                                                           \
-        asm("mma.sync.aligned." instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                           \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                       \
-        for (uint32_t i = 0; i < 4; i++)                                                                               \
-            D[(g + 8 * (i / 2)) * 8 + 2 * c + i % 2] = d[i];                                                           \
-    }
-PRODUCT(product_bf16, uint16_t, 16, "m16n8k16.row.col.f32.bf16.bf16.f32")
-PRODUCT(product_f16, uint16_t, 16, "m16n8k16.row.col.f32.f16.f16.f32")
-PRODUCT(product_e4m3, uint8_t, 32, "m16n8k32.row.col.f32.e4m3.e4m3.f32")

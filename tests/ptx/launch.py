@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .library import HERE, compile_c, nvcc, ptx
+from .translate import translate
+
 __all__ = ["Fault", "Library"]
 
 
@@ -19,6 +22,15 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
         self.library.ptx_fault.restype = ctypes.c_char_p
+
+    @classmethod
+    def of(cls, source: str, folder: Path) -> Library:
+        """Of the kernels in a file beside this one, compiled to a folder."""
+        compiler = nvcc()
+        assert compiler is not None
+        target = folder / f"{Path(source).stem}.so"
+        compile_c(translate(ptx(HERE / source, compiler)), target)
+        return cls(target)
 
     def run(
         self, kernel: str, *parameters: Any, ctas: int = 1, threads: int = 32, shared: int = 0, seed: int = 0, races: bool = True

@@ -80,9 +80,9 @@ void ptx_warp_sync(ptx_thread *t, uint32_t mask);
 uint32_t ptx_shfl(ptx_thread *t, char mode, uint32_t value, uint32_t b, uint32_t c, uint32_t mask, uint8_t *valid);
 uint32_t ptx_redux(ptx_thread *t, uint32_t mask, uint32_t value, bool max); /* sum or max, without sign */
 uint32_t ptx_vote(ptx_thread *t, uint32_t mask, uint32_t predicate);        /* ballot */
-/* d = a b + c of a warp; kind: 'b' BF16 m16n8k16, 'h' F16 m16n8k16, '8' E4M3 m16n8k32. */
+/* d = a b + c of a warp: m16n8k16 of BF16. */
 uint32_t ptx_movmatrix(ptx_thread *t, uint32_t value);
-void ptx_mma(ptx_thread *t, char kind, uint32_t *d[4], const uint32_t a[4], const uint32_t b[2], const uint32_t c[4]);
+void ptx_mma(ptx_thread *t, uint32_t *d[4], const uint32_t a[4], const uint32_t b[2], const uint32_t c[4]);
 void ptx_setmaxnreg(ptx_thread *t, bool more, uint32_t registers);
 
 void ptx_mbarrier_init(ptx_thread *t, uint64_t at, uint32_t count);
@@ -203,12 +203,12 @@ static inline uint16_t ptx_to_bf16(float f)
     const uint32_t bits = ptx_b32(f);
     return isnan(f) ? 0x7fff : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-float ptx_f16(uint16_t bits);
-uint16_t ptx_to_f16(float f);
-float ptx_e4m3(uint8_t bits);
-uint8_t ptx_to_e4m3(float f); /* clamps to the largest value */
-
-/* op '*' or '+' or 'f' (a b + c) of both halves, rounded once. */
-uint32_t ptx_pair(char op, bool brain, uint32_t a, uint32_t b, uint32_t c);
+/* Both halves of a and b multiplied, rounded once. */
+static inline uint32_t ptx_pair_product(uint32_t a, uint32_t b)
+{
+    const float low = (float)((double)ptx_bf16((uint16_t)a) * ptx_bf16((uint16_t)b));
+    const float high = (float)((double)ptx_bf16((uint16_t)(a >> 16)) * ptx_bf16((uint16_t)(b >> 16)));
+    return (uint32_t)ptx_to_bf16(high) << 16 | ptx_to_bf16(low);
+}
 
 #endif

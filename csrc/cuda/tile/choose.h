@@ -43,17 +43,11 @@ MIMO_BODY inline mimo_tile_best mimo_tile_best_of(const Team &team, typename Tea
     return {most, UINT32_MAX - team.max(token)};
 }
 
-/* Blocks of ids go round the warps. */
 template <class Team>
 MIMO_BODY inline void mimo_tile_sample(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task)
 {
     const mimo_tile_round &r = *m.round;
-    const uint32_t blocks = mimo_tile_blocks(task.count);
-    for (uint32_t item = team.warp(); item < task.splits * blocks; item += team.warps()) {
-        const uint32_t t = task.split + item / blocks, first = task.first + item % blocks * MIMO_TILE_IDS;
-        const mimo_tile_row row = mimo_tile_row_of(m, task.tape, t);
-        if (row.count == 0)
-            continue;
+    mimo_tile_each_block(team, m, task, [&](const mimo_tile_row &row, uint32_t t, uint32_t first) {
         typename Team::template lane_value<double> score;
         typename Team::template lane_value<uint32_t> token;
         team.lanes([&](uint32_t lane) {
@@ -76,7 +70,7 @@ MIMO_BODY inline void mimo_tile_sample(const Team &team, const mimo_tile_machine
             if (lane == 0)
                 m.best[t * m.blocks + first / MIMO_TILE_IDS] = best;
         });
-    }
+    });
 }
 
 /* The tokens of a join's rows, a warp a row; then all of the team see them. */

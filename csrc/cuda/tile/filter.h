@@ -105,6 +105,21 @@ template <class T, class Team, class F> MIMO_BODY inline T mimo_tile_most(const 
     return mimo_tile_gather<T>(team, team.max(own), [](T a, T b) { return a > b ? a : b; });
 }
 
+/* f(row, t, first) for the rows t of a task that something is asked of, and each block of its ids; these go round the
+ * warps. */
+template <class Team, class F>
+MIMO_BODY inline void mimo_tile_each_block(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
+                                           F f)
+{
+    const uint32_t blocks = mimo_tile_blocks(task.count);
+    for (uint32_t item = team.warp(); item < task.splits * blocks; item += team.warps()) {
+        const uint32_t t = task.split + item / blocks;
+        const mimo_tile_row row = mimo_tile_row_of(m, task.tape, t);
+        if (row.count > 0)
+            f(row, t, task.first + item % blocks * MIMO_TILE_IDS);
+    }
+}
+
 /* ---- SCAN ---- */
 
 template <class Team>
@@ -112,12 +127,7 @@ MIMO_BODY inline void mimo_tile_scan(const Team &team, const mimo_tile_machine &
 {
     if (!mimo_tile_filters(*m.round))
         return;
-    const uint32_t blocks = mimo_tile_blocks(task.count);
-    for (uint32_t item = team.warp(); item < task.splits * blocks; item += team.warps()) {
-        const uint32_t t = task.split + item / blocks, first = task.first + item % blocks * MIMO_TILE_IDS;
-        const mimo_tile_row row = mimo_tile_row_of(m, task.tape, t);
-        if (row.count == 0)
-            continue;
+    mimo_tile_each_block(team, m, task, [&](const mimo_tile_row &row, uint32_t t, uint32_t first) {
         typename Team::template lane_value<float> own;
         team.lanes([&](uint32_t lane) {
             float most = -INFINITY;
@@ -130,7 +140,7 @@ MIMO_BODY inline void mimo_tile_scan(const Team &team, const mimo_tile_machine &
             if (lane == 0)
                 m.maxima[t * m.blocks + first / MIMO_TILE_IDS] = most;
         });
-    }
+    });
 }
 
 /* The largest of `count` maxima, by one warp. */
