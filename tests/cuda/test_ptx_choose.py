@@ -6,26 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ptx.launch import Library
+from ptx.launch import MOE, Library
 from ptx.library import nvcc
 
 from mimo_ultraspeed import _probe
 
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="not run: the package was built without nvcc")
-ROWS, ENTRIES = 8, 512
+ROWS = 8
 CASE = np.dtype(
     [(name, np.uint32) for name in ("rows", "experts", "top_k", "splits", "hidden", "norm_topk")]
     + [("routed_scale", np.float32), ("norm_eps", np.float32)]
     + [(name, np.uint64) for name in ("p", "squares", "bias", "logits", "moe")]
 )
-MOE = np.dtype(
-    [
-        ("experts", np.uint32), ("expert", np.uint16, ENTRIES), ("begin", np.uint16, ENTRIES + 1), ("mask", np.uint8, ENTRIES),
-        ("row", np.uint8, ENTRIES), ("weight", np.float32, ENTRIES), ("chosen", np.uint16, ENTRIES),
-        ("share", np.float32, ENTRIES), ("first", np.uint8, ENTRIES),
-    ],
-    align=True,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,7 @@ class Function:
         self.arguments: dict[str, str] = {}
         self.line = 0
         self.scope_number = 0
+        self.counted = False
 
     # ---- operands ----
 
@@ -144,6 +145,8 @@ class Function:
 
     def instruction(self, text: str, line: int) -> None:
         self.line = line
+        if self.counted:
+            self.emit("ptx_executed++;")
         text = " ".join(text.split())
         guard = re.match(r"@(!?)(%?\w+) ", text)
         if guard:

@@ -11,7 +11,18 @@ import numpy as np
 from .library import HERE, compile_c, nvcc, ptx
 from .translate import translate
 
-__all__ = ["Fault", "Library"]
+__all__ = ["ENTRIES", "MOE", "Fault", "Library"]
+
+ENTRIES = 512
+MOE = np.dtype(
+    [
+        ("experts", np.uint32), ("expert", np.uint16, ENTRIES), ("begin", np.uint16, ENTRIES + 1), ("mask", np.uint8, ENTRIES),
+        ("row", np.uint8, ENTRIES), ("weight", np.float32, ENTRIES), ("chosen", np.uint16, ENTRIES),
+        ("share", np.float32, ENTRIES), ("first", np.uint8, ENTRIES),
+    ],
+    align=True,
+)  # fmt: skip
+"""A mimo_moe (csrc/cuda/moe.h)."""
 
 
 class Fault(RuntimeError):
@@ -24,13 +35,18 @@ class Library:
         self.library.ptx_fault.restype = ctypes.c_char_p
 
     @classmethod
-    def of(cls, source: str, folder: Path) -> Library:
-        """Of the kernels in a file beside this one, compiled to a folder."""
+    def of(cls, source: str, folder: Path, counted: bool = False) -> Library:
+        """Of the kernels in a file beside this one, compiled to a folder. counted: see `executed`."""
         compiler = nvcc()
         assert compiler is not None
         target = folder / f"{Path(source).stem}.so"
-        compile_c(translate(ptx(HERE / source, compiler)), target)
+        compile_c(translate(ptx(HERE / source, compiler), counted), target)
         return cls(target)
+
+    @property
+    def executed(self) -> int:
+        """Instructions of all threads so far, of kernels that are counted."""
+        return ctypes.c_uint64.in_dll(self.library, "ptx_executed").value
 
     def run(
         self, kernel: str, *parameters: Any, ctas: int = 1, threads: int = 32, shared: int = 0, seed: int = 0, races: bool = True

@@ -23,6 +23,7 @@ static struct {
 } memory;
 
 machine_type ptx_m;
+uint64_t ptx_executed;
 
 /* ---- drawing ---- */
 

@@ -303,9 +303,9 @@ def _shared(text: str) -> tuple[dict[str, int], int]:
     return symbols | {name: static for is_extern, _, name, _ in found if is_extern}, static
 
 
-def translate(text: str) -> str:
+def translate(text: str, counted: bool = False) -> str:
     """C of all functions of a file of PTX, and its table of kernels (machine.h). Static shared memory comes first, then what a
-    launch adds. UnknownInstruction for what is not known."""
+    launch adds. counted: instructions count themselves. UnknownInstruction for what is not known."""
     symbols, static = _shared(text)
     functions: list[_Function] = []
     numbers: dict[str, int] = {}
@@ -326,6 +326,7 @@ def translate(text: str) -> str:
                 assert name is not None
                 numbers[name[2]] = len(numbers)
                 current = _Function(name[2], name[1] == "entry", _parameters(header), symbols, numbers)
+                current.counted = counted
                 functions.append(current)
                 depth = 1
             continue
