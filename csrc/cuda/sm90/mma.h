@@ -283,11 +283,11 @@ MIMO_BODY inline void mimo_mma_page(const mimo_mma_team &team, mimo_tile_sums<mi
     }
 }
 
-/* All of K is near: what pages have in common is worked out once. */
-template <class Ring>
-MIMO_BODY inline void mimo_mma_whole(const mimo_mma_team &team, Ring &ring, mimo_tile_sums<mimo_mma_team> &sums,
-                                     const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
-                                     const mimo_tile_columns &columns)
+/* The pages of a segment all of whose K is near: what they have in common is worked out once. add(page, to, number,
+ * column, has_x): mimo_mma_parts of a page. */
+template <class Ring, class Add>
+MIMO_BODY_HERE void mimo_mma_whole(const mimo_mma_team &team, Ring &ring, const mimo_tile_near<mimo_mma_team> &near,
+                                   const mimo_tile_product &p, const mimo_tile_columns &columns, Add add)
 {
     const bool has_x = columns.has(team.thread() % MIMO_LANES / 4);
     const uint32_t blocks = p.k_page / MIMO_PAGE_BLOCK;
@@ -295,22 +295,40 @@ MIMO_BODY inline void mimo_mma_whole(const mimo_mma_team &team, Ring &ring, mimo
              left = (near.k_end - p.k_first) / MIMO_PAGE_BLOCK;
     for (uint32_t i = 0; i < p.pages; i++) {
         const uint32_t page = mimo_near_address(ring.take());
-        mimo_mma_parts(team, sums, near, p, page, 0, left < blocks ? left : blocks, i * blocks, column, has_x);
+        add(page, left < blocks ? left : blocks, i * blocks, column, has_x);
         ring.give();
         column += 2 * p.k_page;
         left -= blocks;
     }
 }
 
+/* Blocks [0, to) of a page of MXFP4, with so many units, for every part of the rows. */
+template <uint32_t units>
+MIMO_BODY_HERE void mimo_mma_expert_page(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
+                                         const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
+                                         uint32_t page, uint32_t to, uint32_t number, uint32_t column, bool has_x)
+{
+    for (uint32_t part = 0; part < p.m.parts; part++, column += near.part_bytes)
+        mimo_mma_blocks<MIMO_FORMAT_MXFP4, units>(team, sums, page, p.k_page, 0, to, number, column, has_x);
+}
+
 template <class Ring>
-MIMO_BODY inline void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mimo_tile_sums<mimo_mma_team> &sums,
-                                      mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
-                                      const mimo_tile_columns &columns)
+MIMO_BODY_HERE void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mimo_tile_sums<mimo_mma_team> &sums,
+                                    mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
+                                    const mimo_tile_columns &columns)
 {
     near.factor = p.format == MIMO_FORMAT_MXFP4 ? MIMO_PAGE_MXFP4_UNDO : 1.0f;
     mimo_near_fetch(team, near, p, columns, p.k_first);
+    if (p.format == MIMO_FORMAT_MXFP4 && p.units == 1 && near.k_end >= p.k_end)
+        return mimo_mma_whole(team, ring, near, p, columns,
+                              [&](uint32_t page, uint32_t to, uint32_t number, uint32_t column, bool has_x) {
+                                  mimo_mma_expert_page<1>(team, sums, near, p, page, to, number, column, has_x);
+                              });
     if (p.format != MIMO_FORMAT_F32 && near.k_end >= p.k_end)
-        return mimo_mma_whole(team, ring, sums, near, p, columns);
+        return mimo_mma_whole(team, ring, near, p, columns,
+                              [&](uint32_t page, uint32_t to, uint32_t number, uint32_t column, bool has_x) {
+                                  mimo_mma_parts(team, sums, near, p, page, 0, to, number, column, has_x);
+                              });
     for (uint32_t i = 0; i < p.pages; i++) {
         const uint8_t *page = ring.take();
         const uint32_t k_page = p.k_first + i * p.k_page;
@@ -323,6 +341,54 @@ MIMO_BODY inline void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mim
         }
         ring.give();
     }
+}
+
+/* Experts from s on whose tile is one page each, and all of whose rows are near. */
+template <uint32_t units, class Ring>
+MIMO_BODY_HERE void mimo_mma_experts(const mimo_mma_team &team, Ring &ring, mimo_tile_sums<mimo_mma_team> &sums,
+                                     const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
+                                     const mimo_tile_walk &walk, mimo_tile_segment s)
+{
+    const uint32_t blocks = (near.k_end - p.k_first) / MIMO_PAGE_BLOCK;
+    for (bool more = true; more;) {
+        mimo_tile_segment next = s;
+        next.at += walk.step;
+        more = mimo_tile_find(walk, p.task, next); /* asked for before it is needed */
+        const bool has_x = s.columns.has(team.thread() % MIMO_LANES / 4);
+        const uint32_t column = mimo_mma_column(team, near, s.columns, p.k_first);
+        const uint32_t page = mimo_near_address(ring.take());
+        mimo_mma_expert_page<units>(team, sums, near, p, page, blocks, 0, column, has_x);
+        ring.give();
+        s = next;
+    }
+}
+
+template <class Ring>
+MIMO_BODY_HERE bool mimo_tile_experts(const mimo_mma_team &team, Ring &ring, mimo_tile_sums<mimo_mma_team> &sums,
+                                      mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
+                                      const mimo_tile_walk &walk, const mimo_tile_segment &s)
+{
+    if (p.format != MIMO_FORMAT_MXFP4 || p.pages != 1 || p.units > 4)
+        return false;
+    mimo_near_fetch(team, near, p, s.columns, p.k_first);
+    if (near.k_end < p.k_end || near.row_end < p.last_row)
+        return false;
+    near.factor = MIMO_PAGE_MXFP4_UNDO;
+    switch (p.units) {
+    case 1:
+        mimo_mma_experts<1>(team, ring, sums, near, p, walk, s);
+        break;
+    case 2:
+        mimo_mma_experts<2>(team, ring, sums, near, p, walk, s);
+        break;
+    case 3:
+        mimo_mma_experts<3>(team, ring, sums, near, p, walk, s);
+        break;
+    default:
+        mimo_mma_experts<4>(team, ring, sums, near, p, walk, s);
+        break;
+    }
+    return true;
 }
 
 /* The sums that a unit has by turns become one. */

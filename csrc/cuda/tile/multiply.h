@@ -386,6 +386,14 @@ MIMO_BODY inline void mimo_tile_results(const Team &team, const mimo_tile_machin
                     });
 }
 
+/* All segments of an EXPERT_DOWN from s on, if the team has a way of its own for them. */
+template <class Team, class Ring>
+MIMO_BODY inline bool mimo_tile_experts(const Team &, Ring &, mimo_tile_sums<Team> &, mimo_tile_near<Team> &,
+                                        const mimo_tile_product &, const mimo_tile_walk &, const mimo_tile_segment &)
+{
+    return false;
+}
+
 template <class Team, class Ring>
 MIMO_BODY_HERE void mimo_tile_multiply(const Team &team, const mimo_tile_machine &m, const mimo_tile_task &task,
                                        Ring &ring)
@@ -402,7 +410,10 @@ MIMO_BODY_HERE void mimo_tile_multiply(const Team &team, const mimo_tile_machine
     const mimo_tile_walk walk = mimo_tile_walk_of(m, task, s.step->rows);
     mimo_tile_segment segment = {sums_up ? 0 : task.first, task.first, {}};
     mimo_tile_clear(team, sums);
-    for (bool more = mimo_tile_find(walk, task, segment); more;) {
+    bool more = mimo_tile_find(walk, task, segment);
+    if (more && sums_up && mimo_tile_experts(team, ring, sums, near, product, walk, segment))
+        more = false;
+    while (more) {
         mimo_tile_segment next = segment;
         next.at += walk.step;
         more = mimo_tile_find(walk, task, next); /* asked for before it is needed */
