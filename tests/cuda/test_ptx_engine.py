@@ -96,7 +96,7 @@ def test_plain_has_the_bits_of_the_host_s_templates(opened: Any, model_path: Any
 
 @pytest.mark.parametrize("variant", ["plain", "resident"])
 def test_every_width_gives_the_same_bits(opened: Any, variant: str) -> None:
-    logits_do_not_depend_on_width(opened("mxfp4", variant, races=False, precision="fast"), 10, (1, 2, 3, 7, 8))
+    logits_do_not_depend_on_width(opened("mxfp4", variant, races=False, precision="fast"), 10, (1, 3, 8))
 
 
 def test_plain_hidden_states_and_drafts(opened: Any) -> None:
@@ -114,8 +114,7 @@ def test_every_operation_of_the_resident_kernel_is_the_oracle_s(opened: Any, mod
     assert np.array_equal(logits, gpu.logits(tokens))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "temperature"), [("mxfp4", 0.0), *((name, 0.8) for name in MODELS)])
 def test_drafts_change_no_token(opened: Any, name: str, temperature: float) -> None:
     """In any order of threads, on any number of SMs."""
     prompt, options = token_ids(11, seed=4), {"temperature": temperature, "seed": 9}
