@@ -28,8 +28,8 @@ GPU, CLOCK = GPUS["H200"], 1.755e9
 WARPS, BEGUN, BLOCK = 8, 4, 32
 CASE = np.dtype(
     [(name, np.uint32) for name in ("rows", "hidden", "width", "format", "up", "sms")]
-    + [(name, np.uint32) for name in ("tile_rows", "tile_pages", "k_page", "page_bytes", "tiles", "spare")]
-    + [(name, np.uint64) for name in ("moe", "n", "u", "p", "squares")]
+    + [(name, np.uint32) for name in ("tile_rows", "tile_pages", "k_page", "page_bytes", "tiles", "held", "parts", "spare")]
+    + [(name, np.uint64) for name in ("moe", "n", "u", "p", "squares", "pages")]
 )
 
 
@@ -75,12 +75,13 @@ def executed(library: Library, tiles: Tiles, experts: int) -> float:
         "u": np.zeros((ENTRIES, WIDTH), np.uint16),
         "p": np.zeros((ROWS, HIDDEN), np.float32),
         "squares": np.ones(ROWS, np.float32),
+        "pages": np.zeros(tiles.page_bytes, np.uint8),
     }
     case = np.zeros(1, CASE)
     for field, value in {
         "rows": ROWS, "hidden": HIDDEN, "width": WIDTH, "format": tiles.format, "up": tiles.is_up, "sms": GPU.sms,
         "tile_rows": tiles.rows, "tile_pages": tiles.pages, "k_page": tiles.k_page, "page_bytes": tiles.page_bytes,
-        "tiles": tiles.tiles,
+        "tiles": tiles.tiles, "held": 1, "parts": 1,
     }.items():  # fmt: skip
         case[field] = value
     for field, array in held.items():

@@ -143,6 +143,12 @@ def test_logits_that_are_alike(name: str, library: Library) -> None:
     assert draw(library, coarse, **FILTERS[name]).tokens == sampler(coarse, **FILTERS[name])
 
 
+@pytest.mark.parametrize("name", ["greedy", "top-k"])
+def test_more_blocks_than_lanes(name: str, library: Library) -> None:
+    coarse = np.random.default_rng(8).integers(-3, 4, (2, 9000)).astype(np.float32)
+    assert draw(library, coarse, **FILTERS[name]).tokens == sampler(coarse, **FILTERS[name])
+
+
 @pytest.mark.parametrize("name", FILTERS)
 def test_slots_of_a_drafter(name: str, library: Library) -> None:
     rng = np.random.default_rng(6)

@@ -1,15 +1,14 @@
-/* Tiles of experts alone (csrc/cuda/sm90/mma.h), from a ring that always has the same page: how much a warp executes. */
+/* Tiles of experts alone (csrc/cuda/sm90/mma.h): what they are, and how much a warp executes. */
 #include "cuda/sm90/mma.h"
 #include "team.h"
 
 enum { WARPS = 8, SCRATCH = 16384, ACTIVATIONS = 98816 };
 
-/* What benchmarks/instructions.py says, by the same names. */
+/* What tests/cuda/test_ptx_multiply.py and benchmarks/instructions.py say, by the same names. */
 struct multiply_case {
     uint32_t rows, hidden, width, format, up, sms;
-    uint32_t tile_rows, tile_pages, k_page, page_bytes, tiles;
-    uint32_t spare;
-    uint64_t moe, n, u, p, squares; /* addresses */
+    uint32_t tile_rows, tile_pages, k_page, page_bytes, tiles, held, parts, spare; /* held: pages there are */
+    uint64_t moe, n, u, p, squares, pages;                                         /* addresses */
 };
 
 struct multiply_memory {
@@ -20,13 +19,14 @@ struct multiply_memory {
     mimo_config config;
 };
 
+/* All pages are there from the beginning; after the last comes the first. */
 struct ring_type {
-    uint8_t *page;
-    uint32_t taken;
+    uint8_t *pages;
+    uint32_t page_bytes, held, taken;
 
     __device__ const uint8_t *take() const
     {
-        return page;
+        return pages + taken % held * page_bytes;
     }
     __device__ void give()
     {
@@ -44,7 +44,7 @@ __device__ void fill(multiply_memory &memory, const multiply_case &c)
 {
     mimo_tile_machine &m = memory.m;
     m.moe = reinterpret_cast<mimo_moe *>(c.moe);
-    m.parts = 1;
+    m.parts = c.parts;
     m.n = operand(c.n, c.hidden, MIMO_TILE_TOKENS);
     m.u = operand(c.u, c.width, MIMO_MOE_ENTRIES);
     m.p = reinterpret_cast<float *>(c.p);
@@ -81,6 +81,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) multiply(const multiply
     task.expert_pages = c->tiles * c->tile_pages;
     task.count = c->up ? c->sms : c->tile_rows;
     task.k_count = c->up ? c->hidden : c->width;
-    ring_type ring = {shared + SCRATCH + ACTIVATIONS, 0};
+    ring_type ring = {shared + SCRATCH + ACTIVATIONS, c->page_bytes, c->held, 0};
+    for (uint32_t i = threadIdx.x; i < c->held * c->page_bytes / 4; i += blockDim.x)
+        reinterpret_cast<uint32_t *>(ring.pages)[i] = reinterpret_cast<const uint32_t *>(c->pages)[i];
+    __syncthreads();
     mimo_tile_multiply(team, memory.m, task, ring);
 }
