@@ -9,16 +9,16 @@
 namespace
 {
 
-enum { SPINS = 64, STRETCHES = 256 };
+enum { SPINS = 64, STRETCHES = 16 };
 
 uint32_t load(const uint32_t *from)
 {
     return __atomic_load_n(from, __ATOMIC_ACQUIRE);
 }
 
-/* Until f() is true; false: something is lost, or this takes so long that it is: then say() says so. Loaders, which
- * wait ahead of what is to be computed, are twice as patient: who computes knows better what is missing. A long stretch
- * between two looks, in which nobody may have run, counts as a short one. */
+/* Until f() is true; false: something is lost, or this takes so long that it is: then say() says so. A long stretch
+ * between two looks, in which nobody may have run, counts as a short one; still longer than a thread waits for its
+ * processor beside others, or who had to would seem to have waited less. */
 template <class F, class Say> bool spin(const mimo_host_ctas *all, uint32_t role, F f, Say say)
 {
     const uint64_t most = all->patience / STRETCHES;
@@ -32,7 +32,7 @@ template <class F, class Say> bool spin(const mimo_host_ctas *all, uint32_t role
         const uint64_t now = mimo_clock_ns(), stretch = now - last;
         waited += stretch < most ? stretch : most;
         last = now;
-        if (waited <= (role == MIMO_ROLE_LOADER ? 2 : 1) * all->patience)
+        if (waited <= (role == MIMO_ROLE_LOADER ? MIMO_LOADER_PATIENCE : 1) * all->patience)
             continue;
         uint32_t none = 0;
         if (__atomic_compare_exchange_n(&all->lost->lost, &none, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))

@@ -56,9 +56,7 @@ struct mimo_resident_cta {
     }
 
     /* f() until it is true; false: something is lost, or this takes so long that it is: then say() says so. By single
-     * threads. Loaders, which wait ahead of what is to be computed, are twice as patient: who computes knows better
-     * what is missing. A long stretch between two looks, in which the GPU may have been another's, counts as a short
-     * one. */
+     * threads. A long stretch between two looks, in which the GPU may have been another's, counts as a short one. */
     template <class F, class Say> __device__ bool spin(F f, Say say) const
     {
         uint32_t last = mimo_resident_clock(), waited = 0;
@@ -70,7 +68,7 @@ struct mimo_resident_cta {
             const uint32_t now = mimo_resident_clock(), stretch = now - last;
             waited += stretch < layout.stretch ? stretch : layout.stretch;
             last = now;
-            if (waited <= (computes ? 1 : 2) * layout.patience)
+            if (waited <= (computes ? 1 : MIMO_LOADER_PATIENCE) * layout.patience)
                 continue;
             if (atomicCAS(&lost->lost, 0u, 1u) == 0u)
                 say();
