@@ -53,8 +53,8 @@ static inline MIMO_HD mimo_mail_token mimo_mail_read(uint64_t word)
 
 enum { MIMO_ROLE_LOADER = 0, MIMO_ROLE_COMPUTE = 1 };
 
-/* Loaders wait ahead of what is to be computed, and so many times as long before they give up: who computes knows better
- * what is missing. */
+/* Loaders wait ahead of what is to be computed, and so many times as long before they give up: who computes knows
+ * better what is missing. */
 enum { MIMO_LOADER_PATIENCE = 8 };
 
 /* Of the first wait that took too long; all roles of all CTAs end when they see it. In the device's memory. */
