@@ -66,6 +66,7 @@ ISA_FOLDERS = ("cpu/avx2", "cpu/avxvnni", "cpu/avx512", "cpu/neon")
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Wpointer-arith"]
 C_FLAGS = ["-std=c11", "-Wstrict-prototypes", "-Wmissing-prototypes"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 # Nothing of a C++ library is linked. Where the CPU has no fused multiply-add, _probe leaves these files' functions out.
 CXX_FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", *(["-mavx2", "-mfma"] if X86 else [])]
 
@@ -76,11 +77,7 @@ def sanitize() -> bool:
 
 def common_flags() -> list[str]:
     flags = ["-fPIC", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-    flags += (
-        ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-        if sanitize()
-        else ["-O3", "-DNDEBUG"]
-    )
+    flags += ["-O1", "-g1", "-fno-var-tracking", "-fno-omit-frame-pointer", *SANITIZERS] if sanitize() else ["-O3", "-DNDEBUG"]
     flags += WARNINGS + (["-Werror"] if os.environ.get("MIMO_WERROR") == "1" else [])
     flags += [f"-DMIMO_HAVE_{folder.split('/')[1].upper()}=1" for folder in ISA_FLAGS]
     return [*flags, f"-I{CSRC}"]
@@ -305,11 +302,12 @@ class BuildExtension(build_ext):
     """Compiles the objects once, in parallel, and links each module from its share of them."""
 
     def build_extensions(self) -> None:
-        flavour = "sanitize" if sanitize() else "release"
-        cache = ObjectCache(Path(self.build_temp).resolve() / flavour)
+        # An editable install would get a fresh folder each time, and compile everything again.
+        temp = ROOT / "build/temp" if self.editable_mode else Path(self.build_temp).resolve()
+        cache = ObjectCache(temp / ("sanitize" if sanitize() else "release"))
         groups = sources()
         first = Path(self.get_ext_fullpath(self.extensions[0].name))
-        build_cuda(Path(self.build_temp).resolve() / "cuda", first.parent / "_cuda")
+        build_cuda(temp / "cuda", first.parent / "_cuda")
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             objects = {name: list(pool.map(cache.compile, files)) for name, files in groups.items()}
         for extension in self.extensions:
