@@ -4,7 +4,8 @@
  * A unit is 16 rows, a block 32 elements of K. In a unit and block, lane 4 g + c has the eight elements 8 c .. 8 c + 7
  * of row g, and of row g + 8 (its upper half): a group. That is the A fragment of two m16n8k16 tensor core operations
  * with K in the order 0 4 1 5 2 6 3 7 of each group (mimo_page_place): a register of it holds elements n and n + 4.
- * BF16 elements lie as these registers do; codes of FP8 and MXFP4 so that few operations make them (op/decode.h). A
+ * BF16 elements lie as these registers do; codes of FP8 and MXFP4 so that few operations make them (op/decode.h), of
+ * MXFP4 those of a lane's two rows among each other. A
  * unit of gate and up is 8 rows of gate, then the same 8 rows of up: a lane has both.
  *
  * Scales come after all groups. MXFP4: 16 bytes a unit and block, of rows g and g + 8 side by side; a byte is the
@@ -34,16 +35,31 @@ static inline MIMO_HD uint32_t mimo_page_place(uint32_t i)
     return i % 4 * 2 + i / 4;
 }
 
-/* Eight E2M1 codes, the first in the low nibble, as they lie in a group: four codes a half, each of whose bits
- * (mantissa, exponent, sign) has its place. */
-static inline uint32_t mimo_page_codes(uint32_t codes)
+/* E2M1 codes of a lane's rows g and g + 8 are two words. Elements n and n + 4 of a row are a register whose halves have
+ * a code's bits (mantissa, exponent, sign) where BF16 has them. Turning a word to the right gives the registers of n =
+ * 0, 1, 2 of its row; those of n = 3 are in what is left of both words, of which the second's bits move up to where the
+ * first has none. */
+#define MIMO_PAGE_REST 0x06030603u /* the first word's bits that are left */
+enum { MIMO_PAGE_REST_UP = 2 };
+
+static inline MIMO_HD uint32_t mimo_page_turn(uint32_t upper, uint32_t n)
 {
-    static const uint8_t place[4][4] = {{6, 7, 8, 15}, {1, 2, 3, 10}, {12, 13, 14, 11}, {0, 4, 5, 9}};
-    uint32_t word = 0;
+    return n == 0 ? 0 : n == 1 ? 6 : n == 2 ? 28 : upper == 0 ? 4 : 26;
+}
+
+/* Puts eight codes of row g or g + 8 (`upper`), the first in the low nibble, into words where they are zero. */
+static inline void mimo_page_put_codes(uint32_t words[2], uint32_t upper, uint32_t codes)
+{
+    static const uint8_t place[4] = {6, 7, 8, 15};
     for (uint32_t i = 0; i < MIMO_PAGE_GROUP; i++)
-        for (uint32_t bit = 0; bit < 4; bit++)
-            word |= (codes >> (4 * i + bit) & 1) << (place[i % 4][bit] + i / 4 * 16);
-    return word;
+        for (uint32_t bit = 0; bit < 4; bit++) {
+            uint32_t at = (place[bit] + i / 4 * 16 + mimo_page_turn(upper, i % 4)) % 32, word = upper;
+            if (i % 4 == 3) {
+                word = !(MIMO_PAGE_REST >> at & 1);
+                at -= word * MIMO_PAGE_REST_UP;
+            }
+            words[word] |= (codes >> (4 * i + bit) & 1) << at;
+        }
 }
 
 /* Bytes of one unit and block without scales. */
@@ -54,7 +70,7 @@ static inline MIMO_HD uint32_t mimo_page_block_bytes(uint32_t format)
 }
 
 /* Where a lane's group begins in a unit and block. Of F32 a `part`, 0 or 1, of four elements; of BF16 a part, 0 .. 3,
- * of elements `part` and `part` + 4; 0 of the others, which are in one piece. */
+ * of elements `part` and `part` + 4; 0 of the others, which are in one piece, of MXFP4 for both rows. */
 static inline MIMO_HD uint32_t mimo_page_group(uint32_t format, uint32_t lane, uint32_t upper, uint32_t part)
 {
     switch (format) {
@@ -65,7 +81,7 @@ static inline MIMO_HD uint32_t mimo_page_group(uint32_t format, uint32_t lane, u
     case MIMO_FORMAT_FP8:
         return lane * 16 + upper * 8;
     default:
-        return lane * 8 + upper * 4;
+        return lane * 8;
     }
 }
 

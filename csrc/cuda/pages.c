@@ -56,10 +56,11 @@ static void pack_group(uint8_t *block, uint32_t format, uint32_t lane, uint32_t 
         for (uint32_t i = 0; i < MIMO_PAGE_GROUP; i++)
             to[i] = group[order[i]];
     } else {
-        uint32_t codes;
+        uint32_t codes, words[2];
         memcpy(&codes, group, sizeof codes);
-        codes = mimo_page_codes(codes);
-        memcpy(to, &codes, sizeof codes);
+        memcpy(words, to, sizeof words);
+        mimo_page_put_codes(words, upper, codes);
+        memcpy(to, words, sizeof words);
     }
 }
 

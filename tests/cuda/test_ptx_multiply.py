@@ -21,7 +21,9 @@ CASE = np.dtype(
 )
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 PLACE = np.array([0, 2, 4, 6, 1, 3, 5, 7])  # where element i of a group of eight lies (page.h)
-BITS = ((6, 7, 8, 15), (1, 2, 3, 10), (12, 13, 14, 11), (0, 4, 5, 9))  # of a code, by its number modulo 4
+BITS = (6, 7, 8, 15)  # of a code in a half of a register
+TURNS = ((0, 6, 28, 4), (0, 6, 28, 26))  # of rows g and g + 8, by a code's number modulo 4
+REST = 0x06030603
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,13 @@ def page(codes: NDArray[Any], exponents: NDArray[Any], k_page: int) -> NDArray[n
     scales[:, : k // 32] = exponents + 127 + 86
     groups = whole.reshape(rows // 16, 2, 8, k_page // 32, 4, 8)  # unit, upper, g, block, c, element
     words = np.zeros(groups.shape[:-1], np.uint32)
-    for i in range(8):
-        for bit in range(4):
-            words |= (groups[..., i] >> bit & 1) << (BITS[i % 4][bit] + i // 4 * 16)
+    for upper in range(2):
+        for i in range(8):
+            for bit in range(4):
+                at = (BITS[bit] + i // 4 * 16 + TURNS[upper][i % 4]) % 32
+                word = upper if i % 4 < 3 else 1 - (REST >> at & 1)
+                at -= 2 * word if i % 4 == 3 else 0
+                words[:, word] |= (groups[:, upper, ..., i] >> bit & 1) << at
     out = [words.transpose(0, 3, 2, 4, 1).ravel().view(np.uint8)]  # unit, block, lane 4 g + c, upper
     out.append(scales.reshape(rows // 16, 2, 8, k_page // 32).transpose(0, 3, 2, 1).ravel())
     bytes = np.concatenate(out)

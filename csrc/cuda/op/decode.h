@@ -8,6 +8,7 @@
 
 #include "base/target.h"
 #include "cuda/op/state.h"
+#include "cuda/page.h"
 #include "format/bf16.h"
 #include "model/weights.h"
 
@@ -75,20 +76,36 @@ MIMO_HD inline float mimo_cuda_e8m0(uint32_t code)
 
 /* ---- for tensor cores: words of a page (page.h), two elements at a time ---- */
 
-/* Elements n and n + 4 of a group of eight E2M1 codes as two BF16 (n in the low half), each times 2^-126: multiplying
- * by a power of two gives the weights. A factor that flushes subnormals would lose them. */
-MIMO_HD inline uint32_t mimo_cuda_e2m1_bf16x2(uint32_t word, uint32_t n)
+/* A word turned to the right. */
+MIMO_HD inline uint32_t mimo_cuda_turn(uint32_t word, uint32_t n)
 {
-    switch (n) {
-    case 0:
-        return word & 0x81c081c0u;
-    case 1:
-        return word << 5 & 0x81c081c0u;
-    case 2:
-        return (word >> 6 & 0x01c001c0u) | (word << 4 & 0x80008000u);
-    default:
-        return (word << 3 & 0x01800180u) | (word << 6 & 0x80408040u);
-    }
+#ifdef __CUDA_ARCH__
+    return __funnelshift_r(word, word, n);
+#else
+    return word >> n | word << (32 - n) % 32;
+#endif
+}
+
+/* Bits of `a` where the mask has ones, else those of `b`; compilers make two operations of it. */
+MIMO_HD inline uint32_t mimo_cuda_choose(uint32_t mask, uint32_t a, uint32_t b)
+{
+#ifdef __CUDA_ARCH__
+    uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(out) : "r"(mask), "r"(a), "r"(b));
+    return out;
+#else
+    return (a & mask) | (b & ~mask);
+#endif
+}
+
+/* Elements n and n + 4 of a group of E2M1 codes, of row g or g + 8 (`upper`), as two BF16 (n in the low half), each
+ * times 2^-126: multiplying by a power of two gives the weights. A factor that flushes subnormals would lose them. A
+ * turn of which no bit comes round is a shift to the left, which a device has more of. */
+MIMO_HD inline uint32_t mimo_cuda_e2m1_bf16x2(const mimo_words2 &words, uint32_t upper, uint32_t n)
+{
+    const uint32_t rest = mimo_cuda_choose(MIMO_PAGE_REST, words.v[0], words.v[1] << MIMO_PAGE_REST_UP);
+    const uint32_t word = n == 3 ? rest : words.v[upper], turn = mimo_page_turn(upper, n);
+    return (turn >= 26 ? word << (32 - turn) : mimo_cuda_turn(word, turn)) & 0x81c081c0u;
 }
 
 /* Elements n and n + 4 of a group of eight E4M3 codes as two BF16, each times 2^-120. */

@@ -2,8 +2,8 @@
  *
  * Weights are the narrow operation's A, 16 rows at a time, straight from a page in shared memory: E2M1 and E4M3 become
  * BF16 in registers, exactly, and a block's scale multiplies its float sums. The rows that they are multiplied with lie
- * beside the ring, as long as they are needed, and are its B: always eight columns, zeros where there is no row, so
- * that a row's sums do not depend on how many others there are. A warp takes every eighth block of 32 elements of K,
+ * beside the ring, as long as they are needed, and are its B: always eight columns, whichever rows there are, so that a
+ * row's sums do not depend on how many others there are. A warp takes every eighth block of 32 elements of K,
  * for all units; sums of warps are added in their order. Matrices in float are multiplied in float. */
 #ifndef MIMO_CUDA_SM90_MMA_H
 #define MIMO_CUDA_SM90_MMA_H
@@ -89,13 +89,12 @@ MIMO_BODY inline mimo_mma_weights mimo_mma_mxfp4(uint32_t block, uint32_t scale)
 {
     mimo_mma_weights w;
     const mimo_words2 codes = mimo_near_words2(block);
-    const uint32_t both = mimo_near_half(scale);
 #pragma unroll
     for (uint32_t upper = 0; upper < 2; upper++) {
-        const uint32_t factor = (both >> 8 * upper & 255) * 0x00800080u; /* the exponent of both halves */
+        const uint32_t factor = mimo_near_byte(scale + upper) * 0x00800080u; /* the exponent of both halves */
 #pragma unroll
         for (uint32_t n = 0; n < 4; n++)
-            w.put(n, upper, mimo_mma_scale(mimo_cuda_e2m1_bf16x2(codes.v[upper], n), factor));
+            w.put(n, upper, mimo_mma_scale(mimo_cuda_e2m1_bf16x2(codes, upper, n), factor));
     }
     return w;
 }
@@ -121,10 +120,10 @@ MIMO_BODY inline void mimo_mma_block(float (&sum)[4], uint32_t block, uint32_t s
 }
 
 /* How many sums of its own a unit has: products that add to one sum wait for each other, so a warp with few units takes
- * turns. They are added where they are stored. */
-template <uint32_t units> MIMO_BODY constexpr uint32_t mimo_mma_turns()
+ * turns. They are added where they are stored. Of MXFP4 three: a page of the ring often has six blocks for a warp. */
+template <uint32_t format, uint32_t units> MIMO_BODY constexpr uint32_t mimo_mma_turns()
 {
-    return units == 1 ? 4 : units == 2 ? 2 : 1;
+    return units == 1 ? (format == MIMO_FORMAT_MXFP4 ? 3 : 4) : units == 2 ? 2 : 1;
 }
 
 /* Bytes of a block that a lane reads at a time. */
@@ -137,18 +136,15 @@ template <uint32_t format> MIMO_BODY constexpr uint32_t mimo_mma_lane_bytes()
  * address of this lane's column, from the page's first element on. */
 template <uint32_t format, uint32_t units>
 MIMO_BODY inline void mimo_mma_blocks(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums, uint32_t page,
-                                      uint32_t k_page, uint32_t from, uint32_t to, uint32_t number, uint32_t x,
-                                      bool has_x)
+                                      uint32_t k_page, uint32_t from, uint32_t to, uint32_t number, uint32_t x)
 {
-    constexpr uint32_t turns = mimo_mma_turns<units>();
+    constexpr uint32_t turns = mimo_mma_turns<format, units>();
     const uint32_t bytes = mimo_page_block_bytes(format), blocks = k_page / MIMO_PAGE_BLOCK,
                    lane = team.thread() % MIMO_LANES;
     const uint32_t scales = page + mimo_page_scales(format, units, k_page);
     const uint32_t codes = page + lane * mimo_mma_lane_bytes<format>();
     const auto add = [&](uint32_t b, uint32_t turn) {
-        mimo_words4 column = {};
-        if (has_x)
-            column = mimo_near_words4(x + b * MIMO_NEAR_BLOCK);
+        const mimo_words4 column = mimo_near_words4(x + b * MIMO_NEAR_BLOCK);
 #pragma unroll
         for (uint32_t unit = 0; unit < units; unit++) {
             const uint32_t at = mimo_page_scale(format, unit, b, k_page);
@@ -240,24 +236,26 @@ MIMO_BODY inline void mimo_mma_floats(const mimo_mma_team &team, float (&sums)[4
 /* Blocks [from, to) of a page for every part of the rows. */
 MIMO_BODY_HERE void mimo_mma_parts(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
                                    const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p, uint32_t page,
-                                   uint32_t from, uint32_t to, uint32_t number, uint32_t column, bool has_x)
+                                   uint32_t from, uint32_t to, uint32_t number, uint32_t column)
 {
     for (uint32_t part = 0; part < p.m.parts; part++, column += near.part_bytes) {
         if (p.format == MIMO_FORMAT_MXFP4)
-            mimo_mma_units<MIMO_FORMAT_MXFP4>(team, sums, p.units, page, p.k_page, from, to, number, column, has_x);
+            mimo_mma_units<MIMO_FORMAT_MXFP4>(team, sums, p.units, page, p.k_page, from, to, number, column);
         else if (p.format == MIMO_FORMAT_FP8)
-            mimo_mma_units<MIMO_FORMAT_FP8>(team, sums, p.units, page, p.k_page, from, to, number, column, has_x);
+            mimo_mma_units<MIMO_FORMAT_FP8>(team, sums, p.units, page, p.k_page, from, to, number, column);
         else
-            mimo_mma_units<MIMO_FORMAT_BF16>(team, sums, p.units, page, p.k_page, from, to, number, column, has_x);
+            mimo_mma_units<MIMO_FORMAT_BF16>(team, sums, p.units, page, p.k_page, from, to, number, column);
     }
 }
 
-/* The address of this lane's column of a row, as if it were near from the page's first element on. */
+/* The address of this lane's column of a row, as if it were near from the page's first element on. Instead of a row
+ * that is not there it is one of zeros, or, where only columns that are there are stored, any. */
 MIMO_BODY inline uint32_t mimo_mma_column(const mimo_mma_team &team, const mimo_tile_near<mimo_mma_team> &near,
                                           const mimo_tile_columns &columns, uint32_t k_page)
 {
     const uint32_t g = team.thread() % MIMO_LANES / 4, c = team.thread() % 4;
-    const uint32_t row = columns.has(g) ? columns.row(g) - near.row_first : 0;
+    const uint32_t none = columns.entries ? near.row_end - near.row_first : 0;
+    const uint32_t row = columns.has(g) ? columns.row(g) - near.row_first : none;
     return mimo_near_address(team.activations) + row * near.row_bytes + 16 * c + 2 * (k_page - near.k_first);
 }
 
@@ -271,8 +269,7 @@ MIMO_BODY inline void mimo_mma_page(const mimo_mma_team &team, mimo_tile_sums<mi
     const uint32_t number = (k_page - p.k_first) / MIMO_PAGE_BLOCK;
     if (p.format != MIMO_FORMAT_F32)
         return mimo_mma_parts(team, sums, near, p, mimo_near_address(page), from, to, number,
-                              mimo_mma_column(team, near, columns, k_page),
-                              columns.has(team.thread() % MIMO_LANES / 4));
+                              mimo_mma_column(team, near, columns, k_page));
     /* Where the page's first element would be, if it were near as well. */
     const uint8_t *x = team.activations + (int32_t)(k_page - near.k_first) * (int32_t)sizeof(float);
     const uint32_t bytes = p.k_page / MIMO_PAGE_BLOCK * mimo_page_block_bytes(MIMO_FORMAT_F32);
@@ -284,18 +281,17 @@ MIMO_BODY inline void mimo_mma_page(const mimo_mma_team &team, mimo_tile_sums<mi
 }
 
 /* The pages of a segment all of whose K is near: what they have in common is worked out once. add(page, to, number,
- * column, has_x): mimo_mma_parts of a page. */
+ * column): mimo_mma_parts of a page. */
 template <class Ring, class Add>
 MIMO_BODY_HERE void mimo_mma_whole(const mimo_mma_team &team, Ring &ring, const mimo_tile_near<mimo_mma_team> &near,
                                    const mimo_tile_product &p, const mimo_tile_columns &columns, Add add)
 {
-    const bool has_x = columns.has(team.thread() % MIMO_LANES / 4);
     const uint32_t blocks = p.k_page / MIMO_PAGE_BLOCK;
     uint32_t column = mimo_mma_column(team, near, columns, p.k_first),
              left = (near.k_end - p.k_first) / MIMO_PAGE_BLOCK;
     for (uint32_t i = 0; i < p.pages; i++) {
         const uint32_t page = mimo_near_address(ring.take());
-        add(page, left < blocks ? left : blocks, i * blocks, column, has_x);
+        add(page, left < blocks ? left : blocks, i * blocks, column);
         ring.give();
         column += 2 * p.k_page;
         left -= blocks;
@@ -306,10 +302,10 @@ MIMO_BODY_HERE void mimo_mma_whole(const mimo_mma_team &team, Ring &ring, const 
 template <uint32_t units>
 MIMO_BODY_HERE void mimo_mma_expert_page(const mimo_mma_team &team, mimo_tile_sums<mimo_mma_team> &sums,
                                          const mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
-                                         uint32_t page, uint32_t to, uint32_t number, uint32_t column, bool has_x)
+                                         uint32_t page, uint32_t to, uint32_t number, uint32_t column)
 {
     for (uint32_t part = 0; part < p.m.parts; part++, column += near.part_bytes)
-        mimo_mma_blocks<MIMO_FORMAT_MXFP4, units>(team, sums, page, p.k_page, 0, to, number, column, has_x);
+        mimo_mma_blocks<MIMO_FORMAT_MXFP4, units>(team, sums, page, p.k_page, 0, to, number, column);
 }
 
 template <class Ring>
@@ -321,13 +317,13 @@ MIMO_BODY_HERE void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mimo_
     mimo_near_fetch(team, near, p, columns, p.k_first);
     if (p.format == MIMO_FORMAT_MXFP4 && p.units == 1 && near.k_end >= p.k_end)
         return mimo_mma_whole(team, ring, near, p, columns,
-                              [&](uint32_t page, uint32_t to, uint32_t number, uint32_t column, bool has_x) {
-                                  mimo_mma_expert_page<1>(team, sums, near, p, page, to, number, column, has_x);
+                              [&](uint32_t page, uint32_t to, uint32_t number, uint32_t column) {
+                                  mimo_mma_expert_page<1>(team, sums, near, p, page, to, number, column);
                               });
     if (p.format != MIMO_FORMAT_F32 && near.k_end >= p.k_end)
         return mimo_mma_whole(team, ring, near, p, columns,
-                              [&](uint32_t page, uint32_t to, uint32_t number, uint32_t column, bool has_x) {
-                                  mimo_mma_parts(team, sums, near, p, page, 0, to, number, column, has_x);
+                              [&](uint32_t page, uint32_t to, uint32_t number, uint32_t column) {
+                                  mimo_mma_parts(team, sums, near, p, page, 0, to, number, column);
                               });
     for (uint32_t i = 0; i < p.pages; i++) {
         const uint8_t *page = ring.take();
@@ -354,10 +350,9 @@ MIMO_BODY_HERE void mimo_mma_experts(const mimo_mma_team &team, Ring &ring, mimo
         mimo_tile_segment next = s;
         next.at += walk.step;
         more = mimo_tile_find(walk, p.task, next); /* asked for before it is needed */
-        const bool has_x = s.columns.has(team.thread() % MIMO_LANES / 4);
         const uint32_t column = mimo_mma_column(team, near, s.columns, p.k_first);
         const uint32_t page = mimo_near_address(ring.take());
-        mimo_mma_expert_page<units>(team, sums, near, p, page, blocks, 0, column, has_x);
+        mimo_mma_expert_page<units>(team, sums, near, p, page, blocks, 0, column);
         ring.give();
         s = next;
     }

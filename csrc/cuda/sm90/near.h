@@ -13,7 +13,8 @@ enum {
 };
 
 struct mimo_mma_team : mimo_cta_team {
-    uint8_t *activations; /* [parts, rows, MIMO_NEAR_BLOCK each of its blocks and a gap], or floats */
+    uint8_t *activations; /* [parts, rows, MIMO_NEAR_BLOCK each of its blocks and a gap], or floats; after rows of
+                             entries one of zeros */
     uint32_t activation_bytes;
     float *sums; /* [2, warps, MIMO_MMA_VALUES]: the scratch that bodies have of their own (tile/machine.h) */
 };
@@ -48,10 +49,10 @@ MIMO_BODY inline mimo_words2 mimo_near_words2(uint32_t at)
     return out;
 }
 
-MIMO_BODY inline uint32_t mimo_near_half(uint32_t at)
+MIMO_BODY inline uint32_t mimo_near_byte(uint32_t at)
 {
-    uint16_t out;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(out) : "r"(at));
+    uint32_t out;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(out) : "r"(at));
     return out;
 }
 
@@ -99,9 +100,9 @@ MIMO_BODY inline void mimo_near_put(const mimo_mma_team &team, const mimo_tile_n
     }
 }
 
-/* Fetches what `near` says. A warp takes rows, or parts of them. */
+/* Fetches what `near` says, and `zeros` rows of zeros. A warp takes rows, or parts of them. */
 MIMO_BODY inline void mimo_near_fill(const mimo_mma_team &team, const mimo_tile_near<mimo_mma_team> &near,
-                                     const mimo_tile_product &p)
+                                     const mimo_tile_product &p, uint32_t zeros)
 {
     const bool floats = p.format == MIMO_FORMAT_F32;
     const mimo_tile_source source = mimo_tile_source_of(p);
@@ -116,13 +117,17 @@ MIMO_BODY inline void mimo_near_fill(const mimo_mma_team &team, const mimo_tile_
             }
         return;
     }
-    for (uint32_t i = team.warp(); i < rows * parts; i += MIMO_MMA_WARPS) {
-        const uint32_t part = i / rows, row = i % rows;
+    for (uint32_t i = team.warp(); i < (rows + zeros) * parts; i += MIMO_MMA_WARPS) {
+        const uint32_t part = i / (rows + zeros), row = i % (rows + zeros);
         const mimo_tile_operand &from = source.operand;
         const uint16_t *first = from.at + part * from.part + (near.row_first + row) * from.stride + near.k_first;
         uint8_t *to = team.activations + part * near.part_bytes + row * near.row_bytes;
-        for (uint32_t at = 8 * lane; at < near.k_end - near.k_first; at += 8 * MIMO_LANES)
-            mimo_near_copy(to + 2 * at, first + at);
+        for (uint32_t at = 8 * lane; at < near.k_end - near.k_first; at += 8 * MIMO_LANES) {
+            if (row < rows)
+                mimo_near_copy(to + 2 * at, first + at);
+            else
+                *reinterpret_cast<mimo_words4 *>(to + 2 * at) = {};
+        }
     }
     mimo_near_wait();
 }
@@ -149,24 +154,24 @@ MIMO_BODY inline void mimo_near_fetch(const mimo_mma_team &team, mimo_tile_near<
     const bool floats = p.format == MIMO_FORMAT_F32;
     const uint32_t width = floats ? 4 : 2, parts = floats ? 1 : p.m.parts;
     const uint32_t wide = (p.k_end - p.k_first + MIMO_PAGE_BLOCK - 1) / MIMO_PAGE_BLOCK * MIMO_PAGE_BLOCK;
-    const uint32_t whole = parts * mimo_near_row(wide * width);
+    const uint32_t whole = parts * mimo_near_row(wide * width), zeros = columns.entries && !floats;
     near.row_first = first;
-    if (count * whole <= team.activation_bytes) {
-        const uint32_t room = team.activation_bytes / whole, left = p.last_row - first;
+    if ((count + zeros) * whole <= team.activation_bytes) {
+        const uint32_t room = team.activation_bytes / whole - zeros, left = p.last_row - first;
         near.row_end = first + (left < room ? left : room);
         near.k_first = p.k_first;
         near.k_end = p.k_first + wide;
     } else {
-        const uint32_t room = mimo_near_room(team.activation_bytes / (parts * count)) / width;
+        const uint32_t room = mimo_near_room(team.activation_bytes / (parts * (count + zeros))) / width;
         const uint32_t left = p.k_first + wide - k;
         near.row_end = first + count;
         near.k_first = k;
         near.k_end = k + (left < room ? left : room);
     }
     near.row_bytes = mimo_near_row((near.k_end - near.k_first) * width);
-    near.part_bytes = near.row_bytes * (near.row_end - near.row_first);
+    near.part_bytes = near.row_bytes * (near.row_end - near.row_first + zeros);
     team.sync(); /* nobody reads what was near */
-    mimo_near_fill(team, near, p);
+    mimo_near_fill(team, near, p, zeros);
     team.sync();
 }
 

@@ -132,9 +132,9 @@ MIMO_BODY inline void mimo_tile_group(float w[8], const uint8_t *block, uint32_t
             pair[n] = mimo_cuda_e4m3_bf16x2(words, n);
         factor = 0x1p120f;
     } else if constexpr (format == MIMO_FORMAT_MXFP4) {
-        const uint32_t word = mimo_cuda_load<uint32_t>(group);
+        const mimo_words2 words = mimo_cuda_load<mimo_words2>(group);
         for (uint32_t n = 0; n < 4; n++)
-            pair[n] = mimo_cuda_e2m1_bf16x2(word, n);
+            pair[n] = mimo_cuda_e2m1_bf16x2(words, upper, n);
         factor = MIMO_PAGE_MXFP4_UNDO;
     }
     for (uint32_t n = 0; n < 4; n++) {
