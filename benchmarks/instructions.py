@@ -1,8 +1,8 @@
 """What a warp of the resident kernel executes for tiles of experts, counted in PTX: python benchmarks/instructions.py
 
 No GPU is used: the kernel's PTX runs on the host (tests/ptx) and counts. Tiles are those of one of eight ranks of V2.5-Pro on an
-H200, for a step of 8 rows; formats that its experts do not have are there for comparison. Machine code has fewer instructions: two
-or three operations on bits are often one there, and what only renames a register is gone. "Clocks" are those of eight warps that
+H200, for a step of 8 rows; formats that its experts do not have are there for comparison. Moves between registers are not counted,
+most of which machine code has not; some operations on bits are two in PTX and one there. "Clocks" are those of eight warps that
 begin four instructions of PTX a clock; "reading" those that the bytes take at the published bandwidth.
 """
 

@@ -145,9 +145,9 @@ class Function:
 
     def instruction(self, text: str, line: int) -> None:
         self.line = line
-        if self.counted:
-            self.emit("ptx_executed++;")
         text = " ".join(text.split())
+        if self.counted and not re.match(r"(@\S+ )?mov\.", text):
+            self.emit("ptx_executed++;")
         guard = re.match(r"@(!?)(%?\w+) ", text)
         if guard:
             text = text[guard.end() :]

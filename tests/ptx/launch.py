@@ -45,7 +45,7 @@ class Library:
 
     @property
     def executed(self) -> int:
-        """Instructions of all threads so far, of kernels that are counted."""
+        """Instructions of all threads so far but moves, of kernels that are counted."""
         return ctypes.c_uint64.in_dll(self.library, "ptx_executed").value
 
     def run(

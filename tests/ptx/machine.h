@@ -48,7 +48,8 @@ PTX_EXPORT int ptx_launch(const char *kernel, uint32_t ctas, uint32_t threads, u
 PTX_EXPORT const char *ptx_fault(void);
 /* Since ptx_set: switches between threads, copies in bulk, accesses held against races. */
 PTX_EXPORT void ptx_counts(uint64_t counts[3]);
-/* Instructions that threads have executed, of kernels that count them (translate.py). */
+/* Instructions that threads have executed, of kernels that count them (translate.py): moves between registers, which
+ * machine code mostly has not, are none. */
 extern PTX_EXPORT uint64_t ptx_executed;
 
 /* ---- what translated code calls; t->line is the line of the PTX ---- */

@@ -305,7 +305,7 @@ def _shared(text: str) -> tuple[dict[str, int], int]:
 
 def translate(text: str, counted: bool = False) -> str:
     """C of all functions of a file of PTX, and its table of kernels (machine.h). Static shared memory comes first, then what a
-    launch adds. counted: instructions count themselves. UnknownInstruction for what is not known."""
+    launch adds. counted: instructions but moves count themselves. UnknownInstruction for what is not known."""
     symbols, static = _shared(text)
     functions: list[_Function] = []
     numbers: dict[str, int] = {}

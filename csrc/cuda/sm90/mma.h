@@ -139,6 +139,8 @@ MIMO_BODY inline void mimo_mma_blocks(const mimo_mma_team &team, mimo_tile_sums<
                                       uint32_t k_page, uint32_t from, uint32_t to, uint32_t number, uint32_t x)
 {
     constexpr uint32_t turns = mimo_mma_turns<format, units>();
+    /* Else addresses for every number of units are worked out before one is chosen. */
+    asm volatile("" : "+r"(page), "+r"(x));
     const uint32_t bytes = mimo_page_block_bytes(format), blocks = k_page / MIMO_PAGE_BLOCK,
                    lane = team.thread() % MIMO_LANES;
     const uint32_t scales = page + mimo_page_scales(format, units, k_page);
