@@ -167,10 +167,10 @@ class Rank:
         window or 0) of the tape's operations in order, then of the drafter's."""
     def stages(
         self, sms: int, shared_bytes: int, l2_bytes: int, /
-    ) -> tuple[list[tuple[str, str, str, int, int, int, int, int, int, tuple[int, ...]]], int, int, int]:
+    ) -> tuple[list[tuple[str, str, str, int, int, int, int, int, int, tuple[int, ...]]], int, int]:
         """Of a round lowered for a GPU: its stages (kind, kind of joins or "", operation, layer or -1, 1 of the drafter, bytes
-        of pages, of one where experts are chosen, those of the SM with most, tasks, tiles of the matrix, dimensions), places of the
-        ring in shared memory and bytes of each, and bytes of activations there."""
+        of pages, of one where experts are chosen, those of the SM with most, tasks, tiles of the matrix, dimensions), and bytes of
+        the ring and of activations in shared memory."""
     def open(self, device: int, path: str, image: str, seed: int, /) -> str:
         """Makes weights, keys and values on GPU number `device` for a path ("plain" or "resident"), whose kernels are the file
         `image`, and returns the GPU's name. Errors are those of an Engine's device."""

@@ -12,7 +12,7 @@
  * - hint(from, bytes): will be copied soon
  * - team(): the threads that compute
  * - clock(), stamp(to, begin): nanoseconds; notes when the team began and ended, and where
- * - ring(): its take() is the next page, all of it there; after give() it may be overwritten */
+ * - ring(): its take(bytes) is the next page, all of it there; after give(bytes) it may be overwritten */
 #ifndef MIMO_CUDA_ENGINE_H
 #define MIMO_CUDA_ENGINE_H
 

@@ -13,15 +13,14 @@ static int run_resident(const mimo_fake_work *item)
 {
     const mimo_fake_resident *r = &item->resident;
     const size_t scratch = (r->layout.activations - MIMO_RESIDENT_SCRATCH) / sizeof(float);
-    const size_t ring = (size_t)r->layout.pages * r->layout.page_bytes;
+    const size_t ring = r->layout.ring_bytes;
     if (mimo_resident_layout_end(&r->layout) > item->bytes)
         return FAKE_INVALID_VALUE;
     mimo_host_ctas all = {.machine = &r->machine,
                           .lost = r->lost,
                           .patience = r->layout.patience * (uint64_t)MIMO_RESIDENT_TICK_NS,
                           .ctas = item->ctas,
-                          .ring_pages = r->layout.pages,
-                          .page_bytes = r->layout.page_bytes,
+                          .ring_bytes = r->layout.ring_bytes,
                           .scratch_floats = scratch};
     const size_t scratch_bytes = all.ctas * scratch * sizeof(float);
     uint8_t *memory = mimo_alloc(scratch_bytes + all.ctas * ring);

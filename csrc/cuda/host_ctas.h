@@ -15,10 +15,10 @@ typedef struct mimo_host_ctas {
     mimo_mail_lost *lost;
     uint64_t patience; /* nanoseconds that a wait may take */
     uint32_t ctas;     /* at most MIMO_HOST_MOST_CTAS */
-    uint32_t ring_pages, page_bytes;
+    uint32_t ring_bytes;
     size_t scratch_floats; /* mimo_tile_scratch_floats of a warp */
     float *scratch;        /* [ctas, scratch_floats] */
-    uint8_t *ring;         /* [ctas, ring_pages, page_bytes] */
+    uint8_t *ring;         /* [ctas, ring_bytes] */
 } mimo_host_ctas;
 
 /* Rounds [step, end), counted since the machine's counters were zero. (host_engine.cc) */

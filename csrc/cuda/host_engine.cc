@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "cuda/engine.h"
 #include "cuda/host_ctas.h"
+#include "cuda/ring.h"
 
 namespace
 {
@@ -42,39 +43,44 @@ template <class F, class Say> bool spin(const mimo_host_ctas *all, uint32_t role
     return true;
 }
 
-/* The ring of one CTA: pages copied and given back since it began. */
+/* The ring of one CTA: pages copied, and given back, since it began. */
 struct ring_type {
     const mimo_host_ctas *all;
     uint8_t *memory;
-    uint32_t cta, copied, given, taken;
+    uint32_t cta, copied, given;
+    uint32_t copied_end, given_end; /* where the last of each ends */
+    uint32_t begin[MIMO_RING_MOST]; /* of pages, by their numbers: the loader's */
 
-    uint8_t *place(uint32_t page) const
-    {
-        return memory + page % all->ring_pages * (size_t)all->page_bytes;
-    }
-    const uint8_t *take()
+    const uint8_t *take(uint32_t bytes)
     {
         spin(
-            all, MIMO_ROLE_COMPUTE, [&] { return load(&copied) != taken; },
-            [&](mimo_mail_lost *lost) {
-                mimo_mail_say(lost, cta, MIMO_ROLE_COMPUTE, MIMO_NO_COUNTER, taken / all->ring_pages, taken, 0);
-            });
-        return place(taken);
+            all, MIMO_ROLE_COMPUTE, [&] { return load(&copied) != given; },
+            [&](mimo_mail_lost *lost) { mimo_mail_say(lost, cta, MIMO_ROLE_COMPUTE, MIMO_NO_COUNTER, 0, given, 0); });
+        return memory + mimo_ring_place(given_end, bytes, all->ring_bytes);
     }
-    void give()
+    void give(uint32_t bytes)
     {
-        taken++;
-        __atomic_store_n(&given, taken, __ATOMIC_RELEASE);
+        given_end = mimo_ring_place(given_end, bytes, all->ring_bytes) + bytes;
+        __atomic_store_n(&given, given + 1, __ATOMIC_RELEASE);
+    }
+    bool has_room(uint32_t bytes) const
+    {
+        const uint32_t back = load(&given), held = copied - back;
+        return held == 0 || (held < MIMO_RING_MOST &&
+                             mimo_ring_has_room(begin[back % MIMO_RING_MOST], copied_end, bytes, all->ring_bytes));
     }
     bool copy(const uint8_t *from, uint32_t bytes)
     {
         if (!spin(
-                all, MIMO_ROLE_LOADER, [&] { return copied - load(&given) < all->ring_pages; },
+                all, MIMO_ROLE_LOADER, [&] { return has_room(bytes); },
                 [&](mimo_mail_lost *lost) {
-                    mimo_mail_say(lost, cta, MIMO_ROLE_LOADER, MIMO_NO_COUNTER, copied / all->ring_pages, copied, 0);
+                    mimo_mail_say(lost, cta, MIMO_ROLE_LOADER, MIMO_NO_COUNTER, 0, copied, 0);
                 }))
             return false;
-        memcpy(place(copied), from, bytes);
+        const uint32_t at = mimo_ring_place(copied_end, bytes, all->ring_bytes);
+        begin[copied % MIMO_RING_MOST] = at;
+        copied_end = at + bytes;
+        memcpy(memory + at, from, bytes);
         __atomic_store_n(&copied, copied + 1, __ATOMIC_RELEASE);
         return true;
     }
@@ -182,7 +188,7 @@ void mimo_host_ctas_run(const mimo_host_ctas *all, uint32_t step, uint32_t end)
         cta[i].step = step;
         cta[i].end = end;
         cta[i].own = {all->scratch + i * all->scratch_floats};
-        cta[i].pages = {all, all->ring + i * (size_t)all->ring_pages * all->page_bytes, i, 0, 0, 0};
+        cta[i].pages = {all, all->ring + i * (size_t)all->ring_bytes, i, 0, 0, 0, 0, {}};
     }
     for (uint32_t i = 0; i < all->ctas; i++)
         for (uint32_t role = 0; role < 2; role++) {

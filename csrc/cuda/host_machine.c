@@ -193,11 +193,10 @@ static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *tar
                              .lost = &host->lost,
                              .patience = patience,
                              .ctas = q->sms,
-                             .ring_pages = q->shared.ring_pages,
-                             .page_bytes = q->shared.ring_page_bytes,
+                             .ring_bytes = q->shared.ring_bytes,
                              .scratch_floats = mimo_tile_scratch_floats(1, q->widest_head, q->widest_value)};
     MIMO_TRY(take(host, &ctas->scratch, ctas->scratch_floats * q->sms, sizeof(float), err));
-    return take(host, &ctas->ring, (size_t)q->sms * ctas->ring_pages, ctas->page_bytes, err);
+    return take(host, &ctas->ring, q->sms, ctas->ring_bytes, err);
 }
 
 static mimo_status open_parts(mimo_host_machine *host, const mimo_host_model *target, const mimo_host_model *draft,

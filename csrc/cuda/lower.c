@@ -167,16 +167,6 @@ static uint32_t columns_of(const mimo_tape *target, const mimo_gpu *gpu)
     return (uint32_t)mimo_round_up(mimo_ceil_div(target->config->hidden, gpu->sms), MIMO_TILE_UNIT);
 }
 
-/* Of all tiles. */
-static uint32_t largest_page(const mimo_deal *d)
-{
-    uint32_t bytes = 0;
-    for (uint32_t which = 0; which < 2; which++)
-        for (uint32_t i = 0; d->tape[which] != NULL && i < d->tape[which]->plan->count; i++)
-            bytes = (uint32_t)mimo_max(bytes, d->q->shape[which][i].page_bytes);
-    return bytes;
-}
-
 static mimo_status allocate(mimo_deal *d, mimo_error *err)
 {
     mimo_queues *q = d->q;
@@ -226,7 +216,6 @@ mimo_status mimo_lower_parts(mimo_queues *out, const mimo_tape *target, const mi
     const mimo_status status = allocate(&d, err);
     if (status == MIMO_OK) {
         d.writes = true;
-        mimo_pick_ring(&out->shared, gpu, largest_page(&d));
         lower_round(&d);
         set_ahead(out, gpu);
     } else {

@@ -56,16 +56,9 @@ mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t wid
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
                          "CUDA: rows of %u elements need %llu bytes of shared memory, a CTA may have %u", widest,
                          (unsigned long long)least, gpu->shared_bytes);
-    *out = (mimo_shared){.fixed_bytes = fixed, .activation_bytes = (uint32_t)activations};
-    mimo_pick_ring(out, gpu, 0);
+    const uint32_t room = (gpu->shared_bytes - fixed - (uint32_t)activations) / PAGE_UNIT * PAGE_UNIT;
+    *out = (mimo_shared){.fixed_bytes = fixed, .activation_bytes = (uint32_t)activations, .ring_bytes = room};
     return MIMO_OK;
-}
-
-void mimo_pick_ring(mimo_shared *shared, const mimo_gpu *gpu, uint32_t page_bytes)
-{
-    const uint32_t room = gpu->shared_bytes - shared->fixed_bytes - shared->activation_bytes;
-    shared->ring_page_bytes = page_bytes > 0 ? page_bytes : MIMO_RING_PAGE;
-    shared->ring_pages = (uint32_t)mimo_min(room / shared->ring_page_bytes, MIMO_RING_MOST);
 }
 
 /* Fills in pages for tiles of tile_rows (pairs: of each) and splits of k_split; false if not even K_UNIT fits. */

@@ -10,7 +10,7 @@
 #include "model/weights.h"
 
 enum {
-    MIMO_RING_LEAST = 4,       /* pages: fewer would not hide the latency of memory */
+    MIMO_RING_LEAST = 4,       /* largest pages: fewer would not hide the latency of memory */
     MIMO_ACTIVATION_BYTES = 2, /* of an element of N, A or U as tiles read it: BF16 */
     MIMO_ATTEND_FEW_CHUNKS = 4 /* windows of so many chunks or less are not split */
 };
@@ -26,8 +26,7 @@ typedef struct mimo_gpu {
 typedef struct mimo_shared {
     uint32_t fixed_bytes;      /* barriers and scratch, */
     uint32_t activation_bytes; /* of the rows that a task multiplies with */
-    uint32_t ring_pages;       /* places of the ring, */
-    uint32_t ring_page_bytes;  /* and of each: the largest page that there is, at most MIMO_RING_PAGE */
+    uint32_t ring_bytes;       /* all that is left */
 } mimo_shared;
 
 /* rows by K of one format. of experts (0: a single matrix), top_k of which each row of the step reads. */
@@ -69,10 +68,6 @@ static inline uint32_t mimo_pick_attended(uint32_t value)
  * `fixed` bytes (cuda/launch.h); MIMO_ERR_UNSUPPORTED if no ring is left. */
 MIMO_MUST_CHECK mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t widest, uint32_t value,
                                              uint32_t fixed, mimo_error *err);
-
-/* The ring has all that is left of a GPU's shared memory, in places for pages of up to page_bytes (0: there are none).
- */
-void mimo_pick_ring(mimo_shared *shared, const mimo_gpu *gpu, uint32_t page_bytes);
 
 /* A matrix all rows of which every step reads. */
 void mimo_pick_matrix(mimo_tile_shape *out, const mimo_tile_matrix *matrix, const mimo_gpu *gpu,

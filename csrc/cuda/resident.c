@@ -410,7 +410,7 @@ static void queue_rounds(mimo_resident *r, const mimo_queues *q, mimo_tile_machi
 {
     const mimo_shared *s = &q->shared;
     mimo_resident_layout layout =
-        mimo_resident_layout_of(s->fixed_bytes, s->activation_bytes, s->ring_pages, s->ring_page_bytes, r->patience);
+        mimo_resident_layout_of(s->fixed_bytes, s->activation_bytes, s->ring_bytes, r->patience);
     uint64_t lost = r->lost;
     void *parameters[] = {m, &layout, &lost, &step, &end};
     mimo_cuda_queue_resident(r->device, q->sms, MIMO_RESIDENT_LOADERS + MIMO_RESIDENT_TEAM, parameters);

@@ -38,8 +38,8 @@ void mimo_queues_say(char *text, size_t size, const mimo_queues *queues, const m
 {
     const char *role = lost->role == MIMO_ROLE_LOADER ? "loader" : "compute role";
     if (lost->counter == MIMO_NO_COUNTER) {
-        snprintf(text, size, "%s of CTA %u waited too long in lap %u of its ring: %s page %u", role, lost->cta,
-                 lost->step, lost->role == MIMO_ROLE_LOADER ? "no room for" : "nothing copied", lost->seen);
+        snprintf(text, size, "%s of CTA %u waited too long: %s page %u since its launch", role, lost->cta,
+                 lost->role == MIMO_ROLE_LOADER ? "the ring has no room for" : "nothing was copied of", lost->seen);
         return;
     }
     char stage[96];

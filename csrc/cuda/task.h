@@ -45,7 +45,6 @@ enum {
     MIMO_TILE_MOST_SPLITS = 128, /* of a row's chunks */
     MIMO_TILE_IDS = 256,         /* of a vocabulary, that a warp looks at together */
     MIMO_RING_PAGE = 17408,      /* most bytes of a page: 16 rows by 2048 of MXFP4 with their scales */
-    MIMO_RING_MOST = 32,         /* places: more have no barriers */
     MIMO_NO_COUNTER = 0xffff
 };
 

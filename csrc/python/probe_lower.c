@@ -64,6 +64,38 @@ done:
     return result;
 }
 
+/* ring_places(sizes, ring_bytes): pages of sizes [n] uint32 one after the other into a ring, from which the oldest are
+ * taken only where there is no room -> (where each begins [n], how many are there then [n]). */
+static PyObject *ring_places(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *sizes_obj, *result = NULL;
+    uint32_t ring_bytes, end = 0, oldest = 0, *begin = NULL;
+    if (!PyArg_ParseTuple(args, "OI:ring_places", &sizes_obj, &ring_bytes))
+        return NULL;
+    PyArrayObject *sizes = mimo_python_array(sizes_obj, NPY_UINT32, 1, "sizes");
+    if (sizes == NULL)
+        return NULL;
+    const uint32_t count = (uint32_t)PyArray_SIZE(sizes), *size = PyArray_DATA(sizes);
+    mimo_error err = {0};
+    if (mimo_alloc_array(&begin, 2 * (size_t)count + 1, sizeof *begin, "pages of a ring", &err) != MIMO_OK) {
+        mimo_python_raise(&err);
+        goto done;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        while (oldest < i && !mimo_ring_has_room(begin[oldest], end, size[i], ring_bytes))
+            oldest++;
+        begin[i] = mimo_ring_place(end, size[i], ring_bytes);
+        end = begin[i] + size[i];
+        begin[count + i] = i + 1 - oldest;
+    }
+    result = Py_BuildValue("(NN)", array_of(begin, count, NPY_UINT32), array_of(begin + count, count, NPY_UINT32));
+done:
+    mimo_free(begin);
+    Py_DECREF((PyObject *)sizes);
+    return result;
+}
+
 /* ---- queues ---- */
 
 typedef struct lowered {
@@ -177,8 +209,8 @@ static PyObject *queue_tables(PyObject *module, PyObject *capsule)
                          array_of(q->task, (size_t)q->tasks * sizeof *q->task, NPY_UINT8), "joins",
                          array_of(q->join, (size_t)q->joins * sizeof *q->join, NPY_UINT8), "begin",
                          array_of(q->begin, (size_t)q->sms + 1, NPY_UINT32), "shapes", shapes_of(l, MIMO_TAPE_TARGET),
-                         "draft_shapes", draft, "counters", q->counters, "columns", q->columns, "ring_pages",
-                         q->shared.ring_pages, "activation_bytes", q->shared.activation_bytes, "partial_floats",
+                         "draft_shapes", draft, "counters", q->counters, "columns", q->columns, "ring_bytes",
+                         q->shared.ring_bytes, "activation_bytes", q->shared.activation_bytes, "partial_floats",
                          (unsigned long long)q->partial_floats, "attend_floats", (unsigned long long)q->attend_floats,
                          "u_elements", (unsigned long long)q->u_elements, "a_elements",
                          (unsigned long long)q->a_elements, "q_elements", (unsigned long long)q->q_elements);
@@ -192,8 +224,7 @@ static PyObject *shared_use(PyObject *module, PyObject *capsule)
     if (l == NULL)
         return NULL;
     const mimo_shared *s = &l->model.q.shared;
-    const mimo_resident_layout layout =
-        mimo_resident_layout_of(s->fixed_bytes, s->activation_bytes, s->ring_pages, s->ring_page_bytes, 0);
+    const mimo_resident_layout layout = mimo_resident_layout_of(s->fixed_bytes, s->activation_bytes, s->ring_bytes, 0);
     size_t plain = mimo_cuda_scratch_floats(&l->config[MIMO_TAPE_TARGET], MIMO_CUDA_WARPS);
     if (l->model.has_draft)
         plain = mimo_max(plain, mimo_cuda_scratch_floats(&l->config[MIMO_TAPE_DRAFT], MIMO_CUDA_WARPS));
@@ -255,10 +286,9 @@ static PyObject *queue_run(PyObject *module, PyObject *args)
     mimo_probe_list list;
     if (joins == NULL)
         goto done;
-    if (!list_of(&list, l, tasks, begin, joins) || run.steps < 1 || run.steps > MIMO_PROBE_STEPS ||
-        l->model.q.shared.ring_pages > MIMO_PROBE_RING) {
+    if (!list_of(&list, l, tasks, begin, joins) || run.steps < 1 || run.steps > MIMO_PROBE_STEPS) {
         PyErr_SetString(PyExc_ValueError,
-                        "queue_run: expected tasks and joins [72 * n], begin ascending to n, few steps and pages");
+                        "queue_run: expected tasks and joins [72 * n], begin ascending to n, few steps");
         goto done;
     }
     char text[320];
@@ -314,6 +344,7 @@ static PyObject *pick(PyObject *module, PyObject *args)
 PyMethodDef mimo_probe_lower_methods[] = {
     {"pick", pick, METH_VARARGS, "what, rows, K, format, experts, top_k, sms, shared_bytes -> shape"},
     {"moe_sort", moe_sort, METH_VARARGS, "chosen, weight, order -> (expert, begin, row, weight)"},
+    {"ring_places", ring_places, METH_VARARGS, "sizes, ring_bytes -> (begin, held)"},
     {"lower", lower, METH_VARARGS, "engine, sms, shared_bytes, l2_bytes, world -> queues"},
     {"queue_tables", queue_tables, METH_O, "queues -> dict"},
     {"shared_use", shared_use, METH_O, "queues -> [(kernel, role, what, bytes)] at a launch"},

@@ -25,7 +25,7 @@ static PyObject *machine_open(PyObject *self, PyObject *args)
         MIMO_OK)
         return mimo_python_raise(&err);
     return Py_BuildValue("{s:I,s:I,s:I}", "tasks", m->machine->queues.tasks, "stages", m->machine->queues.counters,
-                         "ring_pages", m->machine->queues.shared.ring_pages);
+                         "ring_bytes", m->machine->queues.shared.ring_bytes);
 }
 
 /* The prompt as an array, and its round begun; -1 with an exception. */

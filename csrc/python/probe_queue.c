@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "cuda/ring.h"
 
 enum { ROLES = 3, NOBODY = -1, TOGETHER = 32 /* joins that a task arrives at before it runs any */ };
 enum { LOADER, COPIES, COMPUTE }; /* roles */
@@ -27,8 +28,10 @@ typedef struct sm {
     uint32_t arrived, ready,
         ran; /* of the task's joins: those so far, bits of the last TOGETHER that are to run, ran */
     uint32_t issued, taken, freed;
-    place_state place[MIMO_PROBE_RING];
-    uint64_t held[MIMO_PROBE_RING]; /* which page lies in a place */
+    uint32_t issued_end, taken_end;    /* where in the ring the last page copied, and taken, ends */
+    place_state place[MIMO_RING_MOST]; /* of pages, by their numbers modulo MIMO_RING_MOST, as the next three */
+    uint64_t held[MIMO_RING_MOST];     /* which page it is; 0: overwritten */
+    uint32_t begin[MIMO_RING_MOST], size[MIMO_RING_MOST];
 } sm;
 
 typedef struct machine {
@@ -131,7 +134,7 @@ static bool page_of(const machine *m, walk *w, uint32_t *page)
 
 static uint64_t identity(const machine *m, const walk *w, uint32_t page)
 {
-    return ((uint64_t)w->step * m->list->begin[m->model->q.sms] + w->task) << 32 | page;
+    return ((uint64_t)w->step * m->list->begin[m->model->q.sms] + w->task + 1) << 32 | page;
 }
 
 /* On to the next task; false at the end of the last step. */
@@ -150,12 +153,38 @@ static bool has_ended(const machine *m, const walk *w)
     return w->step >= m->run->steps;
 }
 
+/* Whether the loader sees room for a page; one with the bug `ring` takes the oldest page for given back. */
+static bool has_room(const machine *m, const sm *me, uint32_t bytes)
+{
+    const uint32_t back = me->freed + (m->run->ring_overrun && me->issued != me->freed);
+    return me->issued == back ||
+           (me->issued - back < MIMO_RING_MOST &&
+            mimo_ring_has_room(me->begin[back % MIMO_RING_MOST], me->issued_end, bytes, m->model->q.shared.ring_bytes));
+}
+
+/* A copy begins; pages that still lie where it goes are no longer what they were. */
+static void issue(machine *m, sm *me, uint32_t bytes, uint64_t page)
+{
+    const uint32_t at = mimo_ring_place(me->issued_end, bytes, m->model->q.shared.ring_bytes);
+    for (uint32_t i = me->freed; i != me->issued; i++) {
+        const uint32_t other = i % MIMO_RING_MOST;
+        if (at < me->begin[other] + me->size[other] && me->begin[other] < at + bytes)
+            me->held[other] = 0;
+    }
+    const uint32_t number = me->issued++ % MIMO_RING_MOST;
+    me->place[number] = FLYING;
+    me->held[number] = page;
+    me->begin[number] = at;
+    me->size[number] = bytes;
+    me->issued_end = at + bytes;
+}
+
 /* ---- roles ---- */
 
 static bool move_loader(machine *m, uint32_t s)
 {
     sm *me = &m->sm[s];
-    const uint32_t agent = s * ROLES + LOADER, ring = m->model->q.shared.ring_pages;
+    const uint32_t agent = s * ROLES + LOADER;
     const mimo_tile_task *k = &m->list->task[me->load.task];
     if (k->load_wait != MIMO_NO_COUNTER && !me->load_passed) {
         if (!passes(m, k->load_wait, me->load.step, 0, k->load_wait_count)) {
@@ -175,13 +204,11 @@ static bool move_loader(machine *m, uint32_t s)
         set_ready(m, agent, advance(m, &me->load, s));
         return true;
     }
-    if (me->issued - me->freed >= ring + m->run->ring_overrun) {
+    if (!has_room(m, me, k->page_bytes)) {
         set_ready(m, agent, false); /* until a page is given back */
         return true;
     }
-    const uint32_t place = me->issued++ % ring;
-    me->place[place] = FLYING;
-    me->held[place] = identity(m, &me->load, page);
+    issue(m, me, k->page_bytes, identity(m, &me->load, page));
     me->load.page++;
     m->stats->pages++;
     set_ready(m, s * ROLES + COPIES, true);
@@ -192,12 +219,11 @@ static bool move_loader(machine *m, uint32_t s)
 static void move_copies(machine *m, uint32_t s)
 {
     sm *me = &m->sm[s];
-    const uint32_t ring = m->model->q.shared.ring_pages;
     uint32_t flying = 0;
-    for (uint32_t i = 0; i < ring; i++)
+    for (uint32_t i = 0; i < MIMO_RING_MOST; i++)
         flying += me->place[i] == FLYING;
     uint32_t pick = flying > 0 ? mimo_probe_random(&m->random, flying) : 0;
-    for (uint32_t i = 0; i < ring; i++)
+    for (uint32_t i = 0; i < MIMO_RING_MOST; i++)
         if (me->place[i] == FLYING && pick-- == 0) {
             me->place[i] = FULL;
             break;
@@ -292,7 +318,7 @@ static bool move_compute(machine *m, uint32_t s)
 {
     sm *me = &m->sm[s];
     const mimo_tile_task *k = &m->list->task[me->compute.task];
-    const uint32_t ring = m->model->q.shared.ring_pages;
+    const uint32_t ring_bytes = m->model->q.shared.ring_bytes, number = me->taken % MIMO_RING_MOST;
     uint32_t page;
     if (me->state == WAITING)
         return start(m, s);
@@ -302,10 +328,11 @@ static bool move_compute(machine *m, uint32_t s)
         return move_join(m, s);
     const bool more = page_of(m, &me->compute, &page);
     if (me->state == HOLDING) { /* gives its page back */
-        const uint32_t place = me->taken++ % ring;
-        if (me->place[place] != HELD || me->held[place] != identity(m, &me->compute, page))
+        if (me->place[number] != HELD || me->held[number] != identity(m, &me->compute, page))
             return fail(m, "page overwritten while it was read", s, k);
-        me->place[place] = EMPTY;
+        me->place[number] = EMPTY;
+        me->taken_end = me->begin[number] + me->size[number];
+        me->taken++;
         me->freed++;
         me->compute.page++;
         me->state = READING;
@@ -314,14 +341,14 @@ static bool move_compute(machine *m, uint32_t s)
         return true;
     }
     if (more) {
-        const uint32_t place = me->taken % ring;
-        if (me->place[place] != FULL) {
+        if (me->place[number] != FULL) {
             set_ready(m, s * ROLES + COMPUTE, false); /* until a copy lands */
             return true;
         }
-        if (me->held[place] != identity(m, &me->compute, page))
+        if (me->held[number] != identity(m, &me->compute, page) ||
+            me->begin[number] != mimo_ring_place(me->taken_end, k->page_bytes, ring_bytes))
             return fail(m, "page is not the one that was asked for", s, k);
-        me->place[place] = HELD;
+        me->place[number] = HELD;
         me->state = HOLDING;
         return true;
     }

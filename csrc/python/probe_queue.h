@@ -6,7 +6,7 @@
 #include "cuda/moe.h"
 #include "model/draft.h"
 
-enum { MIMO_PROBE_STEPS = 8, MIMO_PROBE_RING = 64 }; /* at most */
+enum { MIMO_PROBE_STEPS = 8 }; /* at most */
 
 /* What a model was lowered from and to. */
 typedef struct mimo_probe_model {

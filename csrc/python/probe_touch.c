@@ -422,7 +422,7 @@ static bool names_weights(const touching *t)
     if (!is_up && !is_down && k->kind != MIMO_TILE_PROJECT && k->kind != MIMO_TILE_DENSE_UP)
         return names_none(t);
     if (k->tile_rows != shape->tile_rows || k->tile_pages != shape->tile_pages || k->page_bytes != shape->page_bytes ||
-        k->k_page != shape->k_page || k->page_bytes > t->c->model->q.shared.ring_page_bytes || k->split >= k->splits)
+        k->k_page != shape->k_page || k->page_bytes > MIMO_RING_PAGE || k->split >= k->splits)
         return false;
     if (k->expert_pages != (is_up || is_down ? shape->expert_pages : 0) || (k->joins == 0 && k->join != 0))
         return false;

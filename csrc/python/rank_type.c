@@ -177,9 +177,7 @@ static PyObject *rank_stages(rank_object *self, PyObject *args)
         mimo_queues_release(&queues);
     mimo_free(stage);
     mimo_free(t);
-    return list != NULL
-               ? Py_BuildValue("(NIII)", list, shared.ring_pages, shared.ring_page_bytes, shared.activation_bytes)
-               : NULL;
+    return list != NULL ? Py_BuildValue("(NII)", list, shared.ring_bytes, shared.activation_bytes) : NULL;
 }
 
 /* ---- on a GPU ---- */

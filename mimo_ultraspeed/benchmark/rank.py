@@ -166,7 +166,7 @@ def _planned(
         assume,
         memory,
         operations,
-        (stages.ring_pages, stages.ring_page_bytes, stages.activation_bytes),
+        (stages.ring_bytes, stages.activation_bytes),
         modelled,
         rounds,
         **software(),

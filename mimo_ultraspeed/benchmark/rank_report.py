@@ -37,8 +37,8 @@ def _memory(result: RankResult) -> Iterator[str]:
         for name, count in items:
             if count:
                 yield f"  {count / 1e9:10.3f} GB  {name}"
-    pages, page_bytes, activations = result.shared_memory
-    yield f"shared memory of a resident CTA: {pages} pages of {page_bytes:,} B loaded ahead, {activations:,} B of activations"
+    ring, activations = result.shared_memory
+    yield f"shared memory of a resident CTA: {ring:,} B of weights loaded ahead, {activations:,} B of activations"
 
 
 def _steps(result: RankResult) -> Iterator[str]:

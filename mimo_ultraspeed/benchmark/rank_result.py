@@ -188,8 +188,8 @@ class RankResult:
     memory: dict[str, tuple[tuple[str, int], ...]]
     """By path."""
     operations: tuple[Operation, ...]
-    shared_memory: tuple[int, int, int]
-    """Of a CTA of the resident kernel: places of the ring and bytes of each, bytes of activations."""
+    shared_memory: tuple[int, int]
+    """Of a CTA of the resident kernel: bytes of the ring and of activations."""
     modelled: dict[int, Step]
     modelled_rounds: dict[int, Step]
     version: str
@@ -300,7 +300,7 @@ class RankResult:
             "started": self.started,
             "interrupted": self.interrupted,
             "memory": {path: dict(items) for path, items in self.memory.items()},
-            "shared_memory": dict(zip(("ring_pages", "ring_page_bytes", "activation_bytes"), self.shared_memory, strict=True)),
+            "shared_memory": dict(zip(("ring_bytes", "activation_bytes"), self.shared_memory, strict=True)),
             "bytes": bytes_read,
             "modelled": modelled,
             "samples": self.samples,

@@ -93,13 +93,12 @@ class Stage:
 @dataclass(frozen=True)
 class Lowered:
     """One rank of a lowered model: its stages in order, the bytes of ring that run ahead, all bytes of its weights, and the shared
-    memory of a CTA: places of the ring and bytes of each, bytes of activations."""
+    memory of a CTA: bytes of the ring and of activations."""
 
     stages: tuple[Stage, ...]
     ring: float
     weights: float
-    ring_pages: int
-    ring_page_bytes: int
+    ring_bytes: int
     activation_bytes: int
 
 
@@ -126,7 +125,7 @@ def union(experts: int, top_k: int, rows: int, overlap: float) -> float:
 
 def lowered(rank: Rank, gpu: Gpu) -> Lowered:
     """The stages of a rank's round on a GPU."""
-    table, ring_pages, page_bytes, activation_bytes = rank.stages(gpu.sms, SHARED_BYTES, gpu.l2)
+    table, ring_bytes, activation_bytes = rank.stages(gpu.sms, SHARED_BYTES, gpu.l2)
     stages, weights = [], 0.0
     for kind, join, op, layer, draft, bytes, busiest, tasks, tiles, dim in table:
         fields: dict[str, Any] = {}
@@ -144,7 +143,7 @@ def lowered(rank: Rank, gpu: Gpu) -> Lowered:
             # The drafter's head is rows of the target's.
             weights += bytes if not (draft and op == "head") else 0
         stages.append(Stage(kind, join, op, layer, bool(draft), **({"bytes": 0.0} | fields)))
-    return Lowered(tuple(stages), float(ring_pages * page_bytes * gpu.sms), weights, ring_pages, page_bytes, activation_bytes)
+    return Lowered(tuple(stages), float(ring_bytes * gpu.sms), weights, ring_bytes, activation_bytes)
 
 
 def stage_bytes(stage: Stage, rows: int, assume: Assumptions) -> float:

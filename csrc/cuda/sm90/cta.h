@@ -37,7 +37,8 @@ struct mimo_resident_cta {
     uint8_t *shared;
     mimo_mma_team threads;
     bool computes;
-    uint32_t place, lap; /* in the ring, of the page that comes next */
+    uint32_t page, end;     /* of the ring: pages so far, and where the last of them ends */
+    uint32_t freed, oldest; /* the loader's: pages known to be given back, and where the next of these begins */
 
     __device__ uint32_t number() const
     {
@@ -143,18 +144,21 @@ struct mimo_resident_cta {
 
     __device__ uint32_t barrier(uint32_t number, bool empty) const
     {
-        return mimo_shared_address(shared) + (number + empty * MIMO_RING_MOST) * 8;
+        return mimo_shared_address(shared) + (number % MIMO_RING_MOST + empty * MIMO_RING_MOST) * 8;
     }
-    __device__ void advance()
+    __device__ uint32_t place(uint32_t bytes) const
     {
-        place++;
-        if (place == layout.pages) {
-            place = 0;
-            lap++;
-        }
+        return mimo_ring_place(end, bytes, layout.ring_bytes);
     }
-    __device__ static bool passed(uint32_t barrier, uint32_t parity)
+    __device__ void advance(uint32_t bytes)
     {
+        end = place(bytes) + bytes;
+        page++;
+    }
+    /* Whether page `number` has been copied, or given back (`empty`). */
+    __device__ bool passed(uint32_t number, bool empty) const
+    {
+        const uint32_t barrier = this->barrier(number, empty), parity = number / MIMO_RING_MOST & 1;
         uint32_t done;
         asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
                      : "=r"(done)
@@ -165,20 +169,37 @@ struct mimo_resident_cta {
 
     __device__ void say_page() const
     {
-        mimo_mail_say(lost, blockIdx.x, computes, MIMO_NO_COUNTER, lap, lap * layout.pages + place, 0);
+        mimo_mail_say(lost, blockIdx.x, computes, MIMO_NO_COUNTER, 0, page, 0);
+    }
+
+    /* Waits for pages to be given back until there is room for another one. */
+    __device__ bool clear(uint32_t bytes)
+    {
+        const uint32_t *begins = reinterpret_cast<const uint32_t *>(shared + MIMO_RESIDENT_BEGINS);
+        while (freed != page &&
+               (page - freed == MIMO_RING_MOST || !mimo_ring_has_room(oldest, end, bytes, layout.ring_bytes))) {
+            if (!spin([&] { return passed(freed, true); }, [&] { say_page(); }))
+                return false;
+            freed++;
+            oldest = begins[freed % MIMO_RING_MOST]; /* of no meaning after the last */
+        }
+        return true;
     }
 
     __device__ bool copy(const uint8_t *from, uint32_t bytes)
     {
-        const uint32_t full = barrier(place, false);
-        if (!spin([&] { return passed(barrier(place, true), (lap & 1) ^ 1); }, [&] { say_page(); }))
+        if (!clear(bytes))
             return false;
+        const uint32_t full = barrier(page, false), at = place(bytes);
+        reinterpret_cast<uint32_t *>(shared + MIMO_RESIDENT_BEGINS)[page % MIMO_RING_MOST] = at;
+        if (freed == page)
+            oldest = at;
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                         mimo_shared_address(shared + layout.ring + place * layout.page_bytes)),
+                         mimo_shared_address(shared + layout.ring + at)),
                      "l"(from), "r"(bytes), "r"(full)
                      : "memory");
-        advance();
+        advance(bytes);
         return true;
     }
     __device__ void hint(const uint8_t *from, uint32_t bytes) const
@@ -186,17 +207,17 @@ struct mimo_resident_cta {
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
     }
 
-    __device__ const uint8_t *take() const
+    __device__ const uint8_t *take(uint32_t bytes) const
     {
-        spin([&] { return passed(barrier(place, false), lap & 1); }, [&] { say_page(); });
-        return shared + layout.ring + place * layout.page_bytes;
+        spin([&] { return passed(page, false); }, [&] { say_page(); });
+        return shared + layout.ring + place(bytes);
     }
-    __device__ void give()
+    __device__ void give(uint32_t bytes)
     {
         __syncwarp();
         if (threads.thread() % MIMO_LANES == 0)
-            asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier(place, true)) : "memory");
-        advance();
+            asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier(page, true)) : "memory");
+        advance(bytes);
     }
 };
 

@@ -1,7 +1,8 @@
 /* Tiles by tensor cores: the pages of tile/multiply.h for a team that has them (sm_80 and later).
  *
  * Weights are the narrow operation's A, 16 rows at a time, straight from a page in shared memory: E2M1 and E4M3 become
- * BF16 in registers, exactly, and a block's scale multiplies its float sums. The rows that they are multiplied with lie
+ * BF16 in registers, exactly, and a block's scale multiplies its float sums. (mma.sync of E4M3 would be no faster: for
+ * sm_90 and sm_100 ptxas makes FP16 of both operands first.) The rows that they are multiplied with lie
  * beside the ring, as long as they are needed, and are its B: always eight columns, whichever rows there are, so that a
  * row's sums do not depend on how many others there are. A warp takes every eighth block of 32 elements of K,
  * for all units; sums of warps are added in their order. Matrices in float are multiplied in float. */
@@ -292,9 +293,9 @@ MIMO_BODY_HERE void mimo_mma_whole(const mimo_mma_team &team, Ring &ring, const 
     uint32_t column = mimo_mma_column(team, near, columns, p.k_first),
              left = (near.k_end - p.k_first) / MIMO_PAGE_BLOCK;
     for (uint32_t i = 0; i < p.pages; i++) {
-        const uint32_t page = mimo_near_address(ring.take());
+        const uint32_t page = mimo_near_address(ring.take(p.task.page_bytes));
         add(page, left < blocks ? left : blocks, i * blocks, column);
-        ring.give();
+        ring.give(p.task.page_bytes);
         column += 2 * p.k_page;
         left -= blocks;
     }
@@ -328,7 +329,7 @@ MIMO_BODY_HERE void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mimo_
                                   mimo_mma_parts(team, sums, near, p, page, 0, to, number, column);
                               });
     for (uint32_t i = 0; i < p.pages; i++) {
-        const uint8_t *page = ring.take();
+        const uint8_t *page = ring.take(p.task.page_bytes);
         const uint32_t k_page = p.k_first + i * p.k_page;
         const uint32_t last = k_page + p.k_page < p.k_end ? k_page + p.k_page : p.k_end;
         for (uint32_t k = k_page; k < last;) {
@@ -337,7 +338,7 @@ MIMO_BODY_HERE void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mimo_
             mimo_mma_page(team, sums, near, p, columns, page, k_page, k, end);
             k = end;
         }
-        ring.give();
+        ring.give(p.task.page_bytes);
     }
 }
 
@@ -353,9 +354,9 @@ MIMO_BODY_HERE void mimo_mma_experts(const mimo_mma_team &team, Ring &ring, mimo
         next.at += walk.step;
         more = mimo_tile_find(walk, p.task, next); /* asked for before it is needed */
         const uint32_t column = mimo_mma_column(team, near, s.columns, p.k_first);
-        const uint32_t page = mimo_near_address(ring.take());
+        const uint32_t page = mimo_near_address(ring.take(p.task.page_bytes));
         mimo_mma_expert_page<units>(team, sums, near, p, page, blocks, 0, column);
-        ring.give();
+        ring.give(p.task.page_bytes);
         s = next;
     }
 }

@@ -32,7 +32,7 @@ __device__ __forceinline__ mimo_resident_cta mimo_resident_role(mimo_mail_lost *
     team.activations = shared + given.layout.activations;
     team.activation_bytes = given.layout.ring - given.layout.activations;
     team.sums = mimo_cuda_own_scratch(team);
-    return {given.machine, given.layout, lost, shared, team, computes, 0, 0};
+    return {given.machine, given.layout, lost, shared, team, computes, 0, 0, 0, 0};
 }
 
 /* Roles are functions of their own, or the compiler would give both the registers of the larger. What they keep is
@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDE
     mimo_resident_keep(mimo_resident_said().layout, layout);
     __syncthreads();
     const mimo_resident_cta cta = mimo_resident_role(lost, false);
-    if (threadIdx.x < layout.pages) {
+    if (threadIdx.x < MIMO_RING_MOST) {
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(cta.barrier(threadIdx.x, false)) : "memory");
         asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(cta.barrier(threadIdx.x, true)),
                      "r"(MIMO_RESIDENT_TEAM / MIMO_LANES)

@@ -195,7 +195,7 @@ MIMO_BODY inline void mimo_tile_pages(const Team &team, Ring &ring, mimo_tile_su
                                       const mimo_tile_product &p, const mimo_tile_columns &columns)
 {
     for (uint32_t i = 0; i < p.pages; i++) {
-        const uint8_t *page = ring.take();
+        const uint8_t *page = ring.take(p.task.page_bytes);
         const uint32_t k = p.k_first + i * p.k_page;
         switch (p.format) {
         case MIMO_FORMAT_F32:
@@ -211,7 +211,7 @@ MIMO_BODY inline void mimo_tile_pages(const Team &team, Ring &ring, mimo_tile_su
             mimo_tile_page_of<MIMO_FORMAT_MXFP4>(team, sums, p, columns, page, k);
             break;
         }
-        ring.give();
+        ring.give(p.task.page_bytes);
     }
 }
 
