@@ -71,7 +71,7 @@ def test_what_stages_and_joins_cost() -> None:
     byte = 1 / gpu.bandwidth
 
     def time(*stages: model.Stage, rows: int = 1) -> float:
-        return model.step(model.Lowered(stages, 1e6, 0.0, 128, 0), gpu, rows, False, assume).time
+        return model.step(model.Lowered(stages, 0.0, 7680, 0), gpu, rows, False, assume).time
 
     def stage(kind: str, join: str = "", **fields: Any) -> model.Stage:
         return model.Stage(kind, join, "op", 0, False, **({"bytes": 0.0} | fields))

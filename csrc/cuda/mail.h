@@ -61,7 +61,7 @@ enum { MIMO_LOADER_PATIENCE = 8 };
 typedef struct mimo_mail_lost {
     uint32_t lost; /* 1: it is, and the rest says why */
     uint32_t cta, role, step;
-    uint32_t counter;      /* or MIMO_NO_COUNTER: its place in the ring */
+    uint32_t counter;      /* or MIMO_NO_COUNTER: its ring */
     uint32_t seen, wanted; /* signals of the counter in the step that was waited for; without one: pages passed, - */
 } mimo_mail_lost;
 

@@ -92,11 +92,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Lowered:
-    """One rank of a lowered model: its stages in order, the bytes of ring that run ahead, all bytes of its weights, and the shared
-    memory of a CTA: bytes of the ring and of activations."""
+    """One rank of a lowered model: its stages in order, all bytes of its weights, and the shared memory of a CTA: bytes of the
+    ring, which run ahead, and of activations."""
 
     stages: tuple[Stage, ...]
-    ring: float
     weights: float
     ring_bytes: int
     activation_bytes: int
@@ -143,7 +142,7 @@ def lowered(rank: Rank, gpu: Gpu) -> Lowered:
             # The drafter's head is rows of the target's.
             weights += bytes if not (draft and op == "head") else 0
         stages.append(Stage(kind, join, op, layer, bool(draft), **({"bytes": 0.0} | fields)))
-    return Lowered(tuple(stages), float(ring_bytes * gpu.sms), weights, ring_bytes, activation_bytes)
+    return Lowered(tuple(stages), weights, ring_bytes, activation_bytes)
 
 
 def stage_bytes(stage: Stage, rows: int, assume: Assumptions) -> float:
@@ -220,5 +219,5 @@ def step(rank: Lowered, gpu: Gpu, rows: int, drafting: bool, assume: Assumptions
         (size * uneven(stage, rows, gpu, assume), assume.hand_over, join, stage.experts > 0)
         for stage, size, join in zip(chosen, sizes, joins, strict=True)
     ]
-    time = pipeline(loads, gpu.bandwidth * assume.fraction, rank.ring, gpu.l2 / 2)
+    time = pipeline(loads, gpu.bandwidth * assume.fraction, float(rank.ring_bytes * gpu.sms), gpu.l2 / 2)
     return Step(sum(sizes), sum(sizes) / gpu.bandwidth, time, len(chosen), len(chosen) * assume.hand_over + sum(joins))

@@ -1,11 +1,11 @@
 /* Tiles by tensor cores: the pages of tile/multiply.h for a team that has them (sm_80 and later).
  *
  * Weights are the narrow operation's A, 16 rows at a time, straight from a page in shared memory: E2M1 and E4M3 become
- * BF16 in registers, exactly, and a block's scale multiplies its float sums. (mma.sync of E4M3 would be no faster: for
- * sm_90 and sm_100 ptxas makes FP16 of both operands first.) The rows that they are multiplied with lie
- * beside the ring, as long as they are needed, and are its B: always eight columns, whichever rows there are, so that a
- * row's sums do not depend on how many others there are. A warp takes every eighth block of 32 elements of K,
- * for all units; sums of warps are added in their order. Matrices in float are multiplied in float. */
+ * BF16 in registers, exactly. (mma.sync of E4M3 would be no faster: for sm_90 and sm_100 ptxas makes FP16 of both
+ * operands first.) A block's scale multiplies its weights (MXFP4) or its float sums (FP8). The rows that they are
+ * multiplied with lie beside the ring, as long as they are needed, and are its B: always eight columns, whichever rows
+ * there are, so that a row's sums do not depend on how many others there are. A warp takes every eighth block of 32
+ * elements of K, for all units; sums of warps are added in their order. Matrices in float are multiplied in float. */
 #ifndef MIMO_CUDA_SM90_MMA_H
 #define MIMO_CUDA_SM90_MMA_H
 
