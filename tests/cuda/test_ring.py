@@ -1,9 +1,11 @@
-"""Where pages lie in a CTA's ring of shared memory: beside a ring that keeps who has which byte."""
+"""A CTA's ring of shared memory: where pages lie, beside a ring that keeps who has which byte; and its own PTX (tests/ptx)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from ptx.launch import Library
+from ptx.library import nvcc
 
 from mimo_ultraspeed import _probe
 
@@ -32,3 +34,26 @@ def test_pages_lie_where_the_oldest_are_gone_and_no_later(seed: int) -> None:
     sizes = kinds[rng.integers(0, 3, count) if seed % 3 else np.arange(count) // 20]
     begin, held = _probe.ring_places(sizes.astype(np.uint32), ring)
     assert (begin.tolist(), held.tolist()) == places(sizes.tolist(), ring)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    if nvcc() is None:
+        pytest.skip("not run: the package was built without nvcc")
+    return Library.of("ring.cu", tmp_path_factory.mktemp("ptx"))
+
+
+@pytest.mark.parametrize(("ring", "least", "most"), [(2048, 16, 2048), (2048, 16, 64), (4096, 1024, 1600), (640, 16, 320)])
+@pytest.mark.parametrize("seed", range(6))
+def test_pages_come_whole_and_in_order(ring: int, least: int, most: int, seed: int, library: Library) -> None:
+    """More and larger pages than the ring has room for, in drawn orders of threads and copies, and watched for races."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(least // 16, most // 16 + 1, 150).astype(np.uint32) * 16
+    sizes[50:60] = least
+    data = rng.integers(0, 2**32, int(sizes.sum()) // 4, dtype=np.uint32)
+    found, lost = np.zeros(len(sizes), np.uint32), np.zeros(7, np.uint32)
+    shared = 2048 + ring
+    library.run("ring", data, sizes, found, lost, len(sizes), ring, threads=384, shared=shared, seed=seed)
+    assert not lost.any()
+    for i, page in enumerate(np.split(data, np.cumsum(sizes)[:-1] // 4)):
+        assert found[i] == np.sum(page * np.arange(1, len(page) + 1, dtype=np.uint32), dtype=np.uint32)

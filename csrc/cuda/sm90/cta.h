@@ -142,6 +142,17 @@ struct mimo_resident_cta {
 
     /* ---- the ring ---- */
 
+    /* Its barriers, by all threads of the CTA, before any role begins. */
+    __device__ void open() const
+    {
+        if (threadIdx.x >= MIMO_RING_MOST)
+            return;
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier(threadIdx.x, false)) : "memory");
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier(threadIdx.x, true)),
+                     "r"(MIMO_RESIDENT_TEAM / MIMO_LANES)
+                     : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
     __device__ uint32_t barrier(uint32_t number, bool empty) const
     {
         return mimo_shared_address(shared) + (number % MIMO_RING_MOST + empty * MIMO_RING_MOST) * 8;

@@ -65,14 +65,7 @@ extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDE
     mimo_resident_keep(mimo_resident_said().machine, machine);
     mimo_resident_keep(mimo_resident_said().layout, layout);
     __syncthreads();
-    const mimo_resident_cta cta = mimo_resident_role(lost, false);
-    if (threadIdx.x < MIMO_RING_MOST) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(cta.barrier(threadIdx.x, false)) : "memory");
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(cta.barrier(threadIdx.x, true)),
-                     "r"(MIMO_RESIDENT_TEAM / MIMO_LANES)
-                     : "memory");
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
+    mimo_resident_role(lost, false).open();
     __syncthreads();
     if (threadIdx.x >= MIMO_RESIDENT_LOADERS) {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
