@@ -189,6 +189,9 @@ class Arithmetic(Function):
         if to == "bf16x2" and of == "f32":
             assert how == ["rn"]
             self.put(o[0], "b32", f"(uint32_t)ptx_to_bf16({self.use(o[1], of)}) << 16 | ptx_to_bf16({self.use(o[2], of)})")
+        elif to == "e4m3x2" and of == "f32":
+            assert how == ["rn", "satfinite"]
+            self.put(o[0], "b16", f"ptx_to_e4m3x2({self.use(o[1], of)}, {self.use(o[2], of)})")
         elif to in FLOAT and of in FLOAT:
             value = self.use(o[1], of)
             if how and how[0] in ("rni", "rzi", "rmi", "rpi"):

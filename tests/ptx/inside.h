@@ -16,6 +16,7 @@ enum {
     COPIERS = 64,        /* actors that stand for a CTA's copies in bulk, in turn */
     WAVE = 3,            /* CTAs at once of a launch whose CTAs may be anywhere */
     MOST_COPIES = 4096,  /* under way */
+    GROUP_PRODUCTS = 64, /* that a warp may be ahead of others of its warp group */
     LAUNCH_FAILED = 719, /* results of the driver */
     INVALID_VALUE = 1,
     POLL_NS = 20,     /* that somebody's look takes, */
@@ -26,8 +27,8 @@ typedef enum state_type { READY, WAITING, DONE } state_type;
 
 typedef struct warp_type {
     uint32_t mask, arrived; /* of the lanes that meet; arrived 0: nobody has come */
-    char what; /* for what: a shuffle's mode, 's' sync, 'v' vote, 'x' sum or max, 't' turn, 'm' product, 'r' setmaxnreg
-                */
+    char what; /* for what: a shuffle's mode, 's' sync, 'v' vote, 'x' sum or max, 't' turn, 'm' product, 'g' the end of
+                  products of warp groups, 'r' setmaxnreg */
     char kind;
     struct ptx_waiter *lane[LANES];
 } warp_type;
@@ -45,10 +46,24 @@ typedef struct mbarrier_type {
     race_place before, now; /* what was told in phases that are over, and in this one */
 } mbarrier_type;
 
+/* Products that warps of a warp group have begun: their B. */
+typedef struct group_type {
+    uint32_t begun, least; /* by the first of its threads, and by the last */
+    uint64_t b[GROUP_PRODUCTS];
+} group_type;
+
+/* Who wrote a word of shared memory last, but for copies in bulk: its number + 1, and how many proxy fences it had
+ * made. */
+typedef struct proxy_word {
+    uint32_t writer, fences;
+} proxy_word;
+
 typedef struct cta_type {
     uint32_t index, first; /* number in the grid; its first thread's number */
     uint8_t *shared;
     race_word *words;
+    proxy_word *proxy;
+    group_type group[8];
     barrier_type barrier[BARRIERS];
     mbarrier_type mbarrier[MBARRIERS];
     uint32_t mbarriers, copies; /* since it began */
@@ -78,6 +93,10 @@ typedef struct ptx_waiter {
     uint8_t valid;
     small_copy *copy; /* [copies] that it has not waited for */
     uint32_t copies, copy_room;
+    void *product; /* [products] of warp groups that it has not waited for */
+    uint32_t products, product_room;
+    uint32_t begun, groups, proxy_fences; /* products begun, groups of them committed, fences between proxies */
+    bool in_group;                        /* a fence was made since the last was */
 } waiter;
 
 typedef struct copy_type {
@@ -132,6 +151,11 @@ uint8_t *ptx_touch_shared(waiter *w, race_actor *actor, uint64_t offset, uint32_
                           bool is_barrier);
 uint8_t *ptx_touch_global(waiter *w, race_actor *actor, uint64_t at, uint32_t bytes, int how, bool strong);
 bool ptx_is_memory(uint64_t at, uint32_t bytes);
+/* What wgmma reads of shared memory was written by a copy in bulk, or before its writer's fence between proxies. */
+void ptx_check_proxy(waiter *w, uint64_t offset, uint32_t bytes);
+/* A warp's lanes come together; the last one finishes products of groups before `end`. */
+void ptx_gather_products(waiter *w, uint32_t end);
+void ptx_finish_products(warp_type *warp, uint32_t end);
 /* One of the copies under way arrives. */
 void ptx_finish_copy(void);
 

@@ -174,6 +174,8 @@ static void gather(waiter *w, uint32_t mask, char what, char kind)
             who[count++] = warp->lane[i];
     if (what == 'm')
         multiply(warp);
+    else if (what == 'g')
+        ptx_finish_products(warp, w->operand[0]);
     else if (what == 'v')
         vote(warp);
     else if (what == 't')
@@ -237,6 +239,12 @@ void ptx_mma(ptx_thread *t, uint32_t *d[4], const uint32_t a[4], const uint32_t 
     memcpy(w->operand + 6, c, 4 * sizeof *c);
     memcpy(w->target, d, sizeof w->target);
     gather(w, UINT32_MAX, 'm', 0);
+}
+
+void ptx_gather_products(waiter *w, uint32_t end)
+{
+    w->operand[0] = end;
+    gather(w, UINT32_MAX, 'g', 0);
 }
 
 void ptx_setmaxnreg(ptx_thread *t, bool more, uint32_t registers)

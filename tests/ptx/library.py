@@ -23,7 +23,7 @@ CUDA = ROOT / "csrc/cuda"
 SOURCES = {"plain": CUDA / "plain.cu", "resident": CUDA / "sm90/resident.cu"}
 # No contraction: a fused multiply-add is one where the PTX says so.
 FLAGS = ("-std=gnu11", "-w", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-pthread")
-MACHINE = ("machine.c", "lanes.c", "copies.c", "races.c")
+MACHINE = ("machine.c", "lanes.c", "copies.c", "races.c", "wgmma.c")
 
 
 def nvcc() -> str | None:

@@ -208,7 +208,19 @@ uint8_t *ptx_touch_shared(waiter *w, race_actor *actor, uint64_t offset, uint32_
                          (unsigned long long)offset);
     if (ptx_m.races && !is_barrier)
         hold_against_races(w, actor, cta->words, offset, bytes, how, strong, offset, "shared");
+    for (uint64_t i = offset / 4; how != PTX_READ && i < (offset + bytes + 3) / 4; i++)
+        cta->proxy[i] = (proxy_word){actor == &w->actor ? w->thread.tid + 1 : 0, w->proxy_fences};
     return cta->shared + offset;
+}
+
+void ptx_check_proxy(waiter *w, uint64_t offset, uint32_t bytes)
+{
+    for (uint64_t i = offset / 4; i < (offset + bytes + 3) / 4; i++) {
+        const proxy_word *word = &w->cta->proxy[i];
+        if (word->writer > 0 && ptx_m.all[w->cta->first + word->writer - 1].proxy_fences == word->fences)
+            ptx_fail(w, "wgmma reads shared memory at %#llx, which thread %u wrote without fence.proxy.async after it",
+                     (unsigned long long)(4 * i), word->writer - 1);
+    }
 }
 
 uint8_t *ptx_touch_global(waiter *w, race_actor *actor, uint64_t at, uint32_t bytes, int how, bool strong)
@@ -295,6 +307,11 @@ void ptx_fence(ptx_thread *t)
     (void)t;
 }
 
+void ptx_proxy_fence(ptx_thread *t)
+{
+    t->waiter->proxy_fences++;
+}
+
 /* ---- launching ---- */
 
 static void enter(void)
@@ -303,6 +320,8 @@ static void enter(void)
     ptx_m.kernel->run(&w->thread);
     if (w->copies > 0)
         ptx_fail(w, "it ended without waiting for %u copies", w->copies);
+    if (w->products > 0)
+        ptx_fail(w, "it ended without waiting for %u products", w->products);
     w->state = DONE;
     ptx_m.live--;
     _longjmp(ptx_m.scheduler, 1);
@@ -409,15 +428,19 @@ static void open_wave(uint32_t ctas, uint32_t threads)
     for (uint32_t i = 0; i < ctas; i++) {
         ptx_m.cta[i].shared = must(aligned_alloc(1024, (ptx_m.shared_bytes + 1024) / 1024 * 1024));
         ptx_m.cta[i].words = ptx_m.races ? words_for(ptx_m.shared_bytes) : NULL;
+        ptx_m.cta[i].proxy = must(calloc(ptx_m.shared_bytes / 4 + 1, sizeof(proxy_word)));
     }
 }
 
 static void close_wave(void)
 {
-    for (uint32_t i = 0; i < ptx_m.ctas * ptx_m.threads; i++)
+    for (uint32_t i = 0; i < ptx_m.ctas * ptx_m.threads; i++) {
         free(ptx_m.all[i].copy);
+        free(ptx_m.all[i].product);
+    }
     for (uint32_t i = 0; i < ptx_m.ctas; i++) {
         free(ptx_m.cta[i].shared);
+        free(ptx_m.cta[i].proxy);
         words_end(ptx_m.cta[i].words, ptx_m.shared_bytes);
     }
     free(ptx_m.cta);
@@ -443,7 +466,10 @@ static void run_wave(uint32_t first, uint32_t ctas)
         cta_type *cta = &ptx_m.cta[c];
         uint8_t *shared = cta->shared;
         race_word *words = cta->words;
+        proxy_word *proxy = cta->proxy;
         memset(cta, 0, sizeof *cta);
+        memset(proxy, 0, (ptx_m.shared_bytes / 4 + 1) * sizeof *proxy);
+        cta->proxy = proxy;
         cta->index = first + c;
         cta->first = c * ptx_m.threads;
         cta->shared = shared;
@@ -452,6 +478,7 @@ static void run_wave(uint32_t first, uint32_t ctas)
         for (uint32_t i = 0; i < ptx_m.threads; i++) {
             waiter *w = &ptx_m.all[cta->first + i];
             free(w->copy);
+            free(w->product);
             *w = (waiter){.cta = cta, .warp = &ptx_m.warp[(cta->first + i) / LANES]};
             w->thread = (ptx_thread){0, i, ptx_m.threads, first + c, ptx_m.grid, i % LANES, ptx_m.parameter, shared, w};
             w->warp->arrived = 0;

@@ -71,6 +71,7 @@ uint8_t *ptx_touch(ptx_thread *t, int space, uint64_t at, uint32_t bytes, int ho
  * release tells it. */
 uint8_t *ptx_touch_strong(ptx_thread *t, int space, uint64_t at, uint32_t bytes, int how, bool acquire, bool release);
 void ptx_fence(ptx_thread *t);
+void ptx_proxy_fence(ptx_thread *t);
 /* Lets others run: whoever asks for the time or for what may have come asks again. */
 void ptx_pause(ptx_thread *t);
 uint64_t ptx_clock(ptx_thread *t);
@@ -86,6 +87,13 @@ uint32_t ptx_vote(ptx_thread *t, uint32_t mask, uint32_t predicate);        /* b
 /* d = a b + c of a warp: m16n8k16 of BF16. */
 uint32_t ptx_movmatrix(ptx_thread *t, uint32_t value);
 void ptx_mma(ptx_thread *t, uint32_t *d[4], const uint32_t a[4], const uint32_t b[2], const uint32_t c[4]);
+/* d += a b of a warp group: m64n32k32 of E4M3; b: its descriptor. */
+void ptx_wgmma(ptx_thread *t, uint32_t *d[16], const uint32_t *a[4], uint64_t b);
+void ptx_wgmma_fence(ptx_thread *t);
+void ptx_wgmma_commit(ptx_thread *t);
+/* Until all groups but the last `pending` are done. */
+void ptx_wgmma_wait(ptx_thread *t, uint32_t pending);
+uint16_t ptx_to_e4m3x2(float high, float low); /* beyond 448: that */
 void ptx_setmaxnreg(ptx_thread *t, bool more, uint32_t registers);
 
 void ptx_mbarrier_init(ptx_thread *t, uint64_t at, uint32_t count);

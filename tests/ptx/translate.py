@@ -113,7 +113,7 @@ class _Function(Arithmetic):
     def do_fence(self, modifiers: list[str], o: list[str]) -> None:
         known = "mbarrier_init release cluster proxy async acq_rel gpu sys sc cta global shared::cta"
         assert set(modifiers) <= set(known.split())
-        self.emit("ptx_fence(t);")
+        self.emit("ptx_proxy_fence(t);" if "proxy" in modifiers else "ptx_fence(t);")
 
     # ---- control ----
 
@@ -130,8 +130,9 @@ class _Function(Arithmetic):
     def do_call(self, modifiers: list[str], o: list[str]) -> None:
         self.only([*modifiers, ""], "uni")
         assert len(o) == 2
-        inner = split(o[1].strip()[1:-1])
-        self.emit(f"ptx_function{self.numbers[o[0]]}(t, {', '.join(self.arguments[name] for name in inner)});")
+        inner = o[1].strip()[1:-1].strip()
+        arguments = [self.arguments[name] for name in split(inner)] if inner else []
+        self.emit(f"ptx_function{self.numbers[o[0]]}({', '.join(['t', *arguments])});")
         self.arguments = {}
 
     def do_bar(self, modifiers: list[str], o: list[str]) -> None:
@@ -196,6 +197,27 @@ class _Function(Arithmetic):
         arrays = (("a", a), ("b", b), ("c", c))
         self.emit("{" + " ".join(f"const uint32_t {n}[] = {{{', '.join(self.use(x, 'b32') for x in of)}}};" for n, of in arrays))
         self.emit(f"uint32_t *d[] = {{{', '.join(f'&{name}' for name in names)}}}; ptx_mma(t, d, a, b, c); }}")
+
+    def do_wgmma(self, modifiers: list[str], o: list[str]) -> None:
+        what, *how = modifiers
+        assert how[:2] == ["sync", "aligned"]
+        self.at()
+        match what, o:
+            case "fence", []:
+                self.emit("ptx_wgmma_fence(t);")
+            case "commit_group", []:
+                self.emit("ptx_wgmma_commit(t);")
+            case "wait_group", [pending]:
+                self.emit(f"ptx_wgmma_wait(t, {self.use(pending, 'u32')});")
+            case "mma_async", [d, a, b, "1", "1", "1"] if how[2:] == ["m64n32k32", "f32", "e4m3", "e4m3"]:
+                names = [[self.register(x) for x in split(of[1:-1])] for of in (d, a)]
+                assert [len(x) for x in names] == [16, 4] and all(map(all, names))
+                d, a = (", ".join(f"&{name}" for name in of) for of in names)
+                self.emit(
+                    f"{{ uint32_t *d[] = {{{d}}}; const uint32_t *a[] = {{{a}}}; ptx_wgmma(t, d, a, {self.use(b, 'b64')}); }}"
+                )
+            case _:
+                raise ValueError(modifiers)
 
     def do_setmaxnreg(self, modifiers: list[str], o: list[str]) -> None:
         assert modifiers[1:] == ["sync", "aligned", "u32"]
