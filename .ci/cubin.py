@@ -77,6 +77,8 @@ def _more(opcode: int, instruction: bytes) -> int:
     """Registers beyond the first that an instruction writes."""
     if opcode in (0x181, 0x180, 0x183, 0x184):  # loads, whose width is in bits 73 to 75
         return {5: 1, 6: 3}.get(instruction[9] >> 1 & 7, 0)
+    if opcode == 0x1F3:  # wgmma of 64 by 32, sums in floats
+        return 15
     return 3 if opcode == 0x03C else 1 if opcode in (0x025, 0x029, 0x028, 0x02B) else 0  # HMMA; wide and double ones
 
 

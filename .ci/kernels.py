@@ -25,9 +25,16 @@ ENTRY = re.compile(
 )
 
 
-# Of the resident kernel: what setmaxnreg (csrc/cuda/sm90/resident.cu) gives each role, and the function that it runs in.
-ROLES = {"load": (40, "mimo_resident_load"), "compute": (232, "mimo_resident_compute")}
+# Of the resident kernel: what setmaxnreg (csrc/cuda/sm90/resident.cu) gives each role, and the function that it runs in, which may
+# be the kernel's own.
 RESIDENT = "mimo_resident"
+ROLES = {"load": (40, "mimo_resident_load"), "compute": (232, RESIDENT)}
+
+
+def plain(name: str) -> str:
+    """A function's name without what C++ adds to it: its length before it, its parameters behind."""
+    added = re.match(r"_Z(\d+)", name)
+    return name[added.end() :][: int(added[1])] if added else name
 
 
 def roles(image: bytes) -> list[tuple[str, str, str, int, int]]:
@@ -35,9 +42,9 @@ def roles(image: bytes) -> list[tuple[str, str, str, int, int]]:
     role that was inlined, and so has no registers of its own. A function of no role by name was left apart by the compiler: the
     compute role's, the only one that has such."""
     apart = [
-        (arch, re.sub(r"_Z\d+([a-z_]+).*", r"\1", name), registers)
+        (arch, plain(name), registers)
         for arch, kernel, name, registers in functions(image)
-        if kernel == RESIDENT and name.startswith("_Z")
+        if kernel == RESIDENT and (name == RESIDENT or name.startswith("_Z"))
     ]
     there = {(arch, name) for arch, name, _ in apart}
     for arch in {arch for arch, _ in there}:
@@ -69,7 +76,7 @@ def launched(folder: Path, shape: str, world: int, limit: int, **overrides: Any)
     assert drafter is not None
     files += [str(file) for file in drafter.files]
     engine = _probe.Engine(config, tensors, files, threads=1, draft=drafter.to_core())
-    used: list[tuple[str, str, str, int]] = _probe.shared_use(_probe.lower(engine, 1, limit, 0, world))
+    used: list[tuple[str, str, str, int]] = _probe.shared_use(_probe.lower(engine, 1, limit, 0, world, False))
     engine.close()
     return used
 

@@ -11,7 +11,7 @@
  * - copy(from, bytes): the next page into the ring, when there is room; false: lost
  * - hint(from, bytes): will be copied soon
  * - team(): the threads that compute
- * - clock(), stamp(to, begin): nanoseconds; notes when the team began and ended, and where
+ * - stamp(to, ends): notes where the team is, and when, in nanoseconds: it begins, or ends
  * - ring(): its take(bytes) is the next page, all of it there; after give(bytes) it may be overwritten */
 #ifndef MIMO_CUDA_ENGINE_H
 #define MIMO_CUDA_ENGINE_H
@@ -152,10 +152,11 @@ MIMO_BODY_HERE uint32_t mimo_engine_joins(Cta &cta, const mimo_tile_machine &m, 
         uint32_t ready = cta.arrive(first, left < most ? left : most, step);
         for (; ready != 0; ready &= ready - 1) {
             const uint32_t j = first + mimo_engine_lowest(ready);
-            const uint64_t begin = m.stamps != nullptr ? cta.clock() : 0;
+            if (m.stamps != nullptr)
+                cta.stamp(m.stamps[m.tasks + j], false);
             mimo_engine_run_join(cta.team(), m, m.join[j]);
             if (m.stamps != nullptr)
-                cta.stamp(m.stamps[m.tasks + j], begin);
+                cta.stamp(m.stamps[m.tasks + j], true);
             ran++;
         }
     }
@@ -170,10 +171,11 @@ MIMO_BODY_HERE void mimo_engine_compute(Cta &cta, const mimo_tile_machine &m, ui
             const mimo_tile_task &task = m.task[i];
             if (task.wait != MIMO_NO_COUNTER && !cta.wait(task.wait, step, task.wait_back, task.wait_count))
                 return;
-            const uint64_t begin = m.stamps != nullptr ? cta.clock() : 0;
+            if (m.stamps != nullptr)
+                cta.stamp(m.stamps[i], false);
             mimo_engine_run(cta.team(), cta.ring(), m, task);
             if (m.stamps != nullptr)
-                cta.stamp(m.stamps[i], begin);
+                cta.stamp(m.stamps[i], true);
             const uint32_t signals = task.joins == 0 ? 1 : mimo_engine_joins(cta, m, task, step);
             if (signals > 0)
                 cta.signal(task.signal, signals);

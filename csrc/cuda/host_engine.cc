@@ -140,13 +140,10 @@ struct role_type {
     {
         return cta.own;
     }
-    uint64_t clock() const
+    void stamp(mimo_stamp &to, bool ends) const
     {
-        return mimo_clock_ns();
-    }
-    void stamp(mimo_stamp &to, uint64_t begin) const
-    {
-        to = {begin, mimo_clock_ns(), cta.index, 0};
+        (ends ? to.end : to.begin) = mimo_clock_ns();
+        to.sm = cta.index;
     }
     ring_type &ring()
     {

@@ -30,6 +30,8 @@ typedef struct mimo_resident_layout {
 typedef struct mimo_resident_given {
     mimo_tile_machine machine;
     mimo_resident_layout layout;
+    mimo_mail_lost *lost;
+    uint32_t step, end;
 } mimo_resident_given;
 
 enum {

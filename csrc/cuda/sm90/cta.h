@@ -127,17 +127,14 @@ struct mimo_resident_cta {
         return *flag;
     }
 
-    __device__ uint64_t clock() const
+    __device__ void stamp(mimo_stamp &to, bool ends) const
     {
-        return mimo_resident_clock();
-    }
-    __device__ void stamp(mimo_stamp &to, uint64_t begin) const
-    {
-        uint32_t sm;
-        asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));
-        threads.sync();
-        if (threads.thread() == 0)
-            to = {begin, mimo_resident_clock(), sm, 0};
+        if (ends)
+            threads.sync();
+        if (threads.thread() != 0)
+            return;
+        (ends ? to.end : to.begin) = mimo_resident_clock();
+        asm volatile("mov.u32 %0, %%smid;" : "=r"(to.sm));
     }
 
     /* ---- the ring ---- */

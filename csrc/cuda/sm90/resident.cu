@@ -20,7 +20,7 @@ __device__ __forceinline__ mimo_resident_given &mimo_resident_said()
 }
 
 /* One role's view of the CTA. */
-__device__ __forceinline__ mimo_resident_cta mimo_resident_role(mimo_mail_lost *lost, bool computes)
+__device__ __forceinline__ mimo_resident_cta mimo_resident_role(bool computes)
 {
     uint8_t *shared = mimo_resident_shared();
     const mimo_resident_given &given = mimo_resident_said();
@@ -32,21 +32,24 @@ __device__ __forceinline__ mimo_resident_cta mimo_resident_role(mimo_mail_lost *
     team.activations = shared + given.layout.activations;
     team.activation_bytes = given.layout.ring - given.layout.activations;
     team.sums = mimo_cuda_own_scratch(team);
-    return {given.machine, given.layout, lost, shared, team, computes, 0, 0, 0, 0};
+    return {given.machine, given.layout, given.lost, shared, team, computes, 0, 0, 0, 0};
 }
 
-/* Roles are functions of their own, or the compiler would give both the registers of the larger. What they keep is
- * theirs alone, and never in memory. */
-__device__ __noinline__ void mimo_resident_load(mimo_mail_lost *lost, uint32_t step, uint32_t end)
+/* A function of its own, or the compiler would give it the registers of the other role. What the roles keep is theirs
+ * alone, and never in memory. */
+__device__ __noinline__ void mimo_resident_load()
 {
-    mimo_resident_cta cta = mimo_resident_role(lost, false);
-    mimo_engine_load(cta, mimo_resident_said().machine, step, end);
+    const mimo_resident_given &given = mimo_resident_said();
+    mimo_resident_cta cta = mimo_resident_role(false);
+    mimo_engine_load(cta, given.machine, given.step, given.end);
 }
 
-__device__ __noinline__ void mimo_resident_compute(mimo_mail_lost *lost, uint32_t step, uint32_t end)
+/* Part of the kernel: wgmma goes on while other things are done only where no function is called. */
+__device__ __forceinline__ void mimo_resident_compute()
 {
-    mimo_resident_cta cta = mimo_resident_role(lost, true);
-    mimo_engine_compute(cta, mimo_resident_said().machine, step, end);
+    const mimo_resident_given &given = mimo_resident_said();
+    mimo_resident_cta cta = mimo_resident_role(true);
+    mimo_engine_compute(cta, given.machine, given.step, given.end);
 }
 
 /* Words of a launch's parameter to shared memory, by all threads. */
@@ -64,16 +67,21 @@ extern "C" __global__ void __launch_bounds__(MIMO_RESIDENT_LOADERS + MIMO_RESIDE
 {
     mimo_resident_keep(mimo_resident_said().machine, machine);
     mimo_resident_keep(mimo_resident_said().layout, layout);
+    if (threadIdx.x == 0) {
+        mimo_resident_said().lost = lost;
+        mimo_resident_said().step = step;
+        mimo_resident_said().end = end;
+    }
     __syncthreads();
-    mimo_resident_role(lost, false).open();
+    mimo_resident_role(false).open();
     __syncthreads();
     if (threadIdx.x >= MIMO_RESIDENT_LOADERS) {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COMPUTE_REGISTERS));
-        mimo_resident_compute(lost, step, end);
+        mimo_resident_compute();
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(LOAD_REGISTERS));
         if (threadIdx.x == 0)
-            mimo_resident_load(lost, step, end);
+            mimo_resident_load();
     }
 }
 
