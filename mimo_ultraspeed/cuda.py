@@ -13,30 +13,31 @@ __all__ = ["cuda_device", "cuda_image", "cuda_path", "why_cuda_is_off"]
 _FOLDER = Path(__file__).resolve().parent / "_cuda"
 _UNTESTED = "MIMO_CUDA_UNTESTED"
 _PATH = "MIMO_CUDA_PATH"
-_PATHS = ("plain", "resident")
+_PATHS = ("plain", "resident", "resident-e4m3")
 
 
 def cuda_image(path: str = "plain") -> Path:
     """The file of a path's kernels, whether it was built or not."""
-    return _FOLDER / f"{path}.fatbin"
+    return _FOLDER / f"{path.removesuffix('-e4m3')}.fatbin"
 
 
 def cuda_path(precision: str) -> str:
-    """The path that MIMO_CUDA_PATH names: "plain", also where it is not set, an operation a kernel; "resident", one that stays.
+    """The path that MIMO_CUDA_PATH names: "plain", also where it is not set, an operation a kernel; "resident", one that stays;
+    "resident-e4m3", the same with gate and up of MXFP4 experts multiplied in E4M3 (sm_90a).
 
     ValueError for others; NotImplementedError where that path was not built, or does not have the precision.
     """
     path = os.environ.get(_PATH) or "plain"
     if path not in _PATHS:
-        raise ValueError(f"{_PATH}: expected 'plain' or 'resident', found {path!r}")
+        raise ValueError(f"{_PATH}: expected 'plain', 'resident' or 'resident-e4m3', found {path!r}")
     if not cuda_image(path).exists():
         archs = ", ".join(built().get("archs", [])) or "no architecture"
         raise NotImplementedError(
             f"{_PATH}={path}: {cuda_image(path).name} was not built (built for {archs}; resident needs sm_90a or sm_100a)"
         )
-    if path == "resident" and precision == "exact":
+    if path != "plain" and precision == "exact":
         raise NotImplementedError(
-            f"precision='exact': tensor cores of {_PATH}=resident multiply rows in BF16; {_PATH}=plain multiplies in float32"
+            f"precision='exact': tensor cores of {_PATH}={path} multiply rows in BF16; {_PATH}=plain multiplies in float32"
         )
     return path
 

@@ -102,7 +102,7 @@ class Model:
           there.
         progress: bars on stderr, or in the notebook.
         The environment variable MIMO_CPU ("ref", "avx2", "avxvnni", "avx512", "neon") forces the kernels of one instruction set;
-        MIMO_CUDA_PATH ("plain", "resident") chooses how a GPU is used.
+        MIMO_CUDA_PATH ("plain", "resident", "resident-e4m3") chooses how a GPU is used.
         Weights, workspace and KV caches may take what the machine and the process's cgroups have free, less a sixteenth;
         MIMO_MEMORY ("6G", "800M", "none") says otherwise. A model that does not fit is refused before anything is read.
 

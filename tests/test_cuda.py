@@ -71,12 +71,14 @@ def test_the_path_is_chosen_by_name(setting: Setting, monkeypatch: pytest.Monkey
     for path in ("plain", "resident"):
         (tmp_path / f"{path}.fatbin").touch()
     assert cuda.cuda_path("exact") == "plain"
-    monkeypatch.setenv("MIMO_CUDA_PATH", "resident")
-    assert cuda.cuda_path("fast") == "resident"
-    with pytest.raises(NotImplementedError, match="multiply rows in BF16; MIMO_CUDA_PATH=plain"):
-        cuda.cuda_path("exact")
+    for path in ("resident", "resident-e4m3"):
+        monkeypatch.setenv("MIMO_CUDA_PATH", path)
+        assert cuda.cuda_path("fast") == path
+        assert cuda.cuda_image(path) == tmp_path / "resident.fatbin"
+        with pytest.raises(NotImplementedError, match=f"{path} multiply rows in BF16; MIMO_CUDA_PATH=plain"):
+            cuda.cuda_path("exact")
     monkeypatch.setenv("MIMO_CUDA_PATH", "persistent")
-    with pytest.raises(ValueError, match="expected 'plain' or 'resident', found 'persistent'"):
+    with pytest.raises(ValueError, match="expected 'plain', 'resident' or 'resident-e4m3', found 'persistent'"):
         cuda.cuda_path("fast")
 
 

@@ -215,7 +215,7 @@ def test_a_measurement(tmp_path: Path) -> None:
 def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"world": 2, "context": 9, "rounds": 1, "widths": [1], "copied": 1 << 12, "progress": False}
     assert list(bench_rank("tiny", paths=["resident"], **settings).samples) == ["resident"]
-    for wrong, text in ((["other"], "'plain' or 'resident'"), ([], "at least one")):
+    for wrong, text in ((["other"], "'plain' or 'resident' or 'resident-e4m3'"), ([], "at least one")):
         with pytest.raises(ValueError, match=text):
             bench_rank("tiny", paths=wrong, **settings)
     monkeypatch.setattr(module, "cuda_image", lambda path: tmp_path / ("plain.fatbin" if path == "plain" else "none"))

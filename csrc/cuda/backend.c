@@ -154,6 +154,7 @@ static mimo_status plan_resident(mimo_cuda *cuda, mimo_cuda_paged *paged, mimo_e
 {
     mimo_gpu gpu = mimo_resident_gpu(&cuda->device);
     gpu.ranks = cuda->ranks;
+    gpu.e4m3 = cuda->e4m3;
     const mimo_resident_model target = {&cuda->target.plan, &cuda->target.model},
                               draft = {&cuda->drafter.plan, &cuda->drafter.model};
     cuda->target.model.paged = cuda->drafter.model.paged = true;
@@ -192,9 +193,14 @@ static mimo_status choose_path(mimo_cuda *cuda, const char *variant, mimo_error 
 {
     if (variant == NULL || strcmp(variant, cuda->base.variant) == 0)
         return MIMO_OK;
-    if (strcmp(variant, "resident") != 0)
-        return MIMO_FAIL(err, MIMO_ERR_VALUE, "variant: expected 'plain' or 'resident' on a GPU, found '%s'", variant);
-    cuda->base.variant = "resident";
+    cuda->e4m3 = strcmp(variant, "resident-e4m3") == 0;
+    if (strcmp(variant, "resident") != 0 && !cuda->e4m3)
+        return MIMO_FAIL(err, MIMO_ERR_VALUE,
+                         "variant: expected 'plain', 'resident' or 'resident-e4m3' on a GPU, found '%s'", variant);
+    if (cuda->e4m3 && cuda->exact)
+        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
+                         "CUDA: resident-e4m3: expected precision 'fast': rows are rounded to E4M3");
+    cuda->base.variant = cuda->e4m3 ? "resident-e4m3" : "resident";
     cuda->base.decode = mimo_cuda_backend_decode;
     cuda->base.can_decode = mimo_cuda_backend_can_decode;
     return mimo_alloc_array(&cuda->resident, 1, sizeof *cuda->resident, "resident kernel", err);
@@ -205,6 +211,11 @@ static mimo_status open_parts(mimo_cuda *cuda, const mimo_config *config, const 
 {
     MIMO_TRY(choose_path(cuda, options->variant, err));
     MIMO_TRY(mimo_cuda_device_open(&cuda->device, options->device, options->image, cuda->resident != NULL, err));
+    if (cuda->e4m3 && cuda->device.capability / 10 != 9)
+        return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
+                         "CUDA: resident-e4m3: expected a GPU of compute capability 9.0, which has wgmma, found %u.%u; "
+                         "'resident' multiplies in BF16",
+                         cuda->device.capability / 10, cuda->device.capability % 10);
     MIMO_TRY(open_models(cuda, config, weights, draft, err));
     MIMO_TRY(mimo_cuda_pool_open(&cuda->kv, &cuda->device, &cuda->memory, err));
     cuda->kv.ring[0] = cuda->target.model.state.kv.ring;

@@ -26,6 +26,7 @@ typedef struct mimo_cuda {
     mimo_cuda_pool kv;
     mimo_cuda_tape target, drafter; /* drafter.model.config is NULL without one */
     mimo_resident *resident;        /* NULL: the plain path */
+    bool e4m3;                      /* of the resident path: mimo_gpu.e4m3 */
     bool exact;
     size_t max_rows;
     uint32_t max_context;

@@ -50,12 +50,12 @@ mimo_status mimo_cuda_list(char (*names)[128], size_t room, size_t *count, mimo_
     return status;
 }
 
-static mimo_status ask(mimo_cuda_device *d, uint32_t *out, int attribute, mimo_error *err)
+static mimo_status ask(mimo_cuda_device *d, uint32_t *out, int attribute, uint32_t least, mimo_error *err)
 {
     int value = 0;
     MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.device_attribute(&value, attribute, d->number), MIMO_ERR_UNSUPPORTED,
                              "cannot ask what the GPU has", err));
-    *out = value > 0 ? (uint32_t)value : 1;
+    *out = value > (int)least ? (uint32_t)value : least;
     return MIMO_OK;
 }
 
@@ -69,9 +69,14 @@ static mimo_status choose_device(mimo_cuda_device *d, uint32_t ordinal, mimo_err
                              "cannot open the GPU", err));
     MIMO_TRY(mimo_cuda_check(&d->driver, d->driver.device_name(d->name, sizeof d->name - 1, d->number),
                              MIMO_ERR_UNSUPPORTED, "cannot name the GPU", err));
-    MIMO_TRY(ask(d, &d->processors, MIMO_CUDA_ATTRIBUTE_PROCESSORS, err));
-    MIMO_TRY(ask(d, &d->shared_bytes, MIMO_CUDA_ATTRIBUTE_SHARED_BYTES, err));
-    return ask(d, &d->l2_bytes, MIMO_CUDA_ATTRIBUTE_L2_BYTES, err);
+    MIMO_TRY(ask(d, &d->processors, MIMO_CUDA_ATTRIBUTE_PROCESSORS, 1, err));
+    MIMO_TRY(ask(d, &d->shared_bytes, MIMO_CUDA_ATTRIBUTE_SHARED_BYTES, 1, err));
+    MIMO_TRY(ask(d, &d->l2_bytes, MIMO_CUDA_ATTRIBUTE_L2_BYTES, 1, err));
+    uint32_t minor;
+    MIMO_TRY(ask(d, &d->capability, MIMO_CUDA_ATTRIBUTE_MAJOR, 0, err));
+    MIMO_TRY(ask(d, &minor, MIMO_CUDA_ATTRIBUTE_MINOR, 0, err));
+    d->capability = 10 * d->capability + minor;
+    return MIMO_OK;
 }
 
 static mimo_status find_kernel(mimo_cuda_device *d, void **function, const char *name, mimo_error *err)
@@ -100,13 +105,10 @@ static mimo_status load_image(mimo_cuda_device *d, const void *image, const char
 {
     const int result = d->driver.module_load(&d->module, image);
     if (result == MIMO_CUDA_NO_BINARY) {
-        int major = 0, minor = 0;
-        (void)d->driver.device_attribute(&major, MIMO_CUDA_ATTRIBUTE_MAJOR, d->number);
-        (void)d->driver.device_attribute(&minor, MIMO_CUDA_ATTRIBUTE_MINOR, d->number);
-        const char *suffix = major >= 9 ? "a" : ""; /* setmaxnreg is of one architecture only */
+        const char *suffix = d->capability >= 90 ? "a" : ""; /* setmaxnreg is of one architecture only */
         return MIMO_FAIL(err, MIMO_ERR_UNSUPPORTED,
-                         "CUDA: %s has no kernels for %s (sm_%d%d); build with MIMO_CUDA_ARCH=sm_%d%d%s", path, d->name,
-                         major, minor, major, minor, suffix);
+                         "CUDA: %s has no kernels for %s (sm_%u); build with MIMO_CUDA_ARCH=sm_%u%s", path, d->name,
+                         d->capability, d->capability, suffix);
     }
     MIMO_TRY(mimo_cuda_check(&d->driver, result, MIMO_ERR_UNSUPPORTED, "cannot load the kernels", err));
     return resident ? find_resident(d, err) : find_kernels(d, err);

@@ -36,7 +36,8 @@ typedef struct mimo_cuda_device {
     void *function[MIMO_CUDA_KERNELS]; /* of the plain path, or */
     void *resident;                    /* of the resident one, which has `fill` too */
     uint32_t processors, shared_bytes, l2_bytes;
-    uint64_t available; /* bytes that were free when it was opened, kernels loaded */
+    uint32_t capability; /* of sm_90 90 */
+    uint64_t available;  /* bytes that were free when it was opened, kernels loaded */
     char name[128];
     mimo_error lost; /* code 0: it is not */
 } mimo_cuda_device;

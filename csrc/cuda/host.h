@@ -47,6 +47,8 @@ void mimo_cuda_host_run(mimo_cuda_host *host, const mimo_op *op, uint32_t tile, 
 void mimo_cuda_host_gemv(float *y, const mimo_cuda_matrix *w, const float *x, size_t x_stride, uint32_t T);
 /* One unit of a page (page.h) as floats, [MIMO_PAGE_UNIT, k]. (host_run.cc) */
 void mimo_cuda_host_unit(float *out, uint32_t format, const uint8_t *page, uint32_t units, uint32_t unit, uint32_t k);
+/* count floats, rounded to E4M3 (op/decode.h) where they are. (host_run.cc) */
+void mimo_cuda_host_round(float *x, size_t count);
 
 #ifdef __cplusplus
 }

@@ -168,6 +168,7 @@ static mimo_status open_areas(mimo_host_machine *host, const mimo_cuda_host *tar
     m->ids = q->ids;
     m->blocks = (uint32_t)mimo_ceil_div(q->ids, MIMO_TILE_IDS);
     m->parts = MIMO_TILE_EXACT_PARTS;
+    memcpy(m->up_format, q->up_format, sizeof m->up_format);
     MIMO_TRY(take(host, &m->counter, q->counters + (size_t)q->joins, sizeof *m->counter, err));
     MIMO_TRY(open_operand(host, &m->n, T, c->hidden, err));
     MIMO_TRY(open_operand(host, &m->a, T, q->a_width, err));

@@ -70,8 +70,10 @@ void unpack(float *out, const uint8_t *page, uint32_t units, uint32_t unit, uint
             const uint32_t lane = i / 2, upper = i % 2, g = lane / 4, c = lane % 4;
             const uint8_t *block = page + (unit * blocks + b) * (size_t)mimo_page_block_bytes(format);
             const uint32_t at = mimo_page_scale(format, unit, b, k);
-            mimo_tile_group<format>(out + (g + 8 * upper) * (size_t)k + b * MIMO_PAGE_BLOCK + c * MIMO_PAGE_GROUP, block,
-                                    lane, upper, mimo_tile_group_scale<format>(scales, at, g, upper));
+            float *w = out + (g + 8 * upper) * (size_t)k + b * MIMO_PAGE_BLOCK + c * MIMO_PAGE_GROUP;
+            mimo_tile_group<format>(w, block, lane, upper, mimo_tile_group_scale<format>(scales, at, g, upper));
+            for (uint32_t j = 0; j < MIMO_PAGE_GROUP; j++)
+                w[j] *= mimo_tile_row_scale<format>(page, units, k, unit, g, upper);
         }
 }
 
@@ -155,7 +157,15 @@ void mimo_cuda_host_unit(float *out, uint32_t format, const uint8_t *page, uint3
         return unpack<MIMO_FORMAT_BF16>(out, page, units, unit, k);
     case MIMO_FORMAT_FP8:
         return unpack<MIMO_FORMAT_FP8>(out, page, units, unit, k);
-    default:
+    case MIMO_FORMAT_MXFP4:
         return unpack<MIMO_FORMAT_MXFP4>(out, page, units, unit, k);
+    default:
+        return unpack<MIMO_PAGE_E4M3>(out, page, units, unit, k);
     }
+}
+
+void mimo_cuda_host_round(float *x, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        x[i] = mimo_cuda_round_e4m3(x[i]);
 }

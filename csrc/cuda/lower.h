@@ -39,6 +39,7 @@ typedef struct mimo_queues {
     uint64_t partial_floats, attend_floats;      /* largest P and S */
     uint64_t u_elements, a_elements, q_elements; /* largest U, A and Q */
     uint32_t u_width, a_width;                   /* widest rows of U and A */
+    uint32_t up_format[2];                       /* of the pages of a tape's EXPERT_UP (page.h) */
 } mimo_queues;
 
 /* Parts of a round, in their order, one bit each. */

@@ -1,5 +1,6 @@
 #include "base/size.h"
 #include "cuda/deal.h"
+#include "cuda/page.h"
 
 enum { T = MIMO_TILE_TOKENS };
 
@@ -128,9 +129,12 @@ static mimo_tile_task begin_expert_stage(mimo_deal *d, mimo_tile_kind kind)
 static void lower_expert_up(mimo_deal *d, const uint32_t *dim)
 {
     const uint32_t H = dim[0], F = dim[1], E = dim[2], K = dim[3];
-    const mimo_format format = d->tape[d->common.tape]->format[MIMO_OP_EXPERT_UP];
+    const mimo_format stored = d->tape[d->common.tape]->format[MIMO_OP_EXPERT_UP];
+    const bool e4m3 = d->gpu->e4m3 && stored == MIMO_FORMAT_MXFP4 && H <= MIMO_PAGE_E4M3_K;
+    const uint32_t format = e4m3 ? (uint32_t)MIMO_PAGE_E4M3 : (uint32_t)stored;
     const mimo_tile_matrix m = {.rows = F, .K = H, .format = format, .paired = true, .experts = E, .top_k = K};
     mimo_pick_expert_up(shape_of(d), &m, d->gpu);
+    d->q->up_format[d->common.tape] = format;
     mimo_tile_task task = begin_expert_stage(d, MIMO_TILE_EXPERT_UP);
     task.k_count = H;
     task.count = d->q->sms;

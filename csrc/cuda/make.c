@@ -74,7 +74,8 @@ static void fill_pages(maker *m, uint32_t tape, uint32_t op)
     const mimo_cuda_ptr to = mimo_resident_pages(r, tape, op, 0, &shape);
     if (to == 0)
         return;
-    const mimo_format format = r->tape[tape].format[o->code];
+    const uint32_t format = shape->format;
+    const bool mxfp4 = format == MIMO_FORMAT_MXFP4 || format == MIMO_PAGE_E4M3;
     const bool paired = o->code == MIMO_OP_EXPERT_UP || o->code == MIMO_OP_DENSE_UP,
                sparse = o->code == MIMO_OP_EXPERT_UP || o->code == MIMO_OP_EXPERT_DOWN;
     const uint32_t units = (paired ? 2 : 1) * shape->tile_rows / MIMO_PAGE_UNIT;
@@ -84,16 +85,24 @@ static void fill_pages(maker *m, uint32_t tape, uint32_t op)
                       .stride = shape->page_bytes,
                       .bytes = elements,
                       .room = elements,
-                      .kind = (uint32_t)kinds[format],
+                      .kind = (uint32_t)kinds[r->tape[tape].format[o->code]],
                       .size = deviation * sqrtf(3.0f)};
     queue(m, address(to), fill);
     if (format == MIMO_FORMAT_F32 || format == MIMO_FORMAT_BF16)
         return;
-    fill.bytes = fill.room = shape->page_bytes - elements;
-    fill.kind = format == MIMO_FORMAT_MXFP4 ? MIMO_FILL_MXSCALE : MIMO_FILL_FP8SCALE;
-    /* bytes of MXFP4's scales are more on a page than elsewhere */
-    fill.size = format == MIMO_FORMAT_MXFP4 ? ldexpf(deviation / 2.93f, MIMO_PAGE_MXFP4_BIAS) : deviation / 0.6f;
+    const uint32_t rows = format == MIMO_PAGE_E4M3 ? mimo_page_rows(units, shape->k_page) : shape->page_bytes;
+    fill.bytes = fill.room = rows - elements;
+    fill.kind = mxfp4 ? MIMO_FILL_MXSCALE : MIMO_FILL_FP8SCALE;
+    /* bytes of MXFP4's scales are not those that are stored elsewhere */
+    fill.size = format == MIMO_PAGE_E4M3 ? ldexpf(1.0f, MIMO_PAGE_E4M3_SCALES - 127)
+                : mxfp4                  ? ldexpf(deviation / 2.93f, MIMO_PAGE_MXFP4_BIAS)
+                                         : deviation / 0.6f;
     queue(m, address(to + elements), fill);
+    if (format != MIMO_PAGE_E4M3)
+        return;
+    fill.bytes = fill.room = shape->page_bytes - rows;
+    fill.size = ldexpf(deviation / 2.93f, -MIMO_PAGE_E4M3_BIAS);
+    queue(m, address(to + rows), fill);
 }
 
 static void fill_resident(maker *m)

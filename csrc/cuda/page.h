@@ -29,6 +29,14 @@ enum {
 };
 #define MIMO_PAGE_MXFP4_UNDO 0x1p40f
 
+enum {
+    MIMO_PAGE_E4M3 = MIMO_FORMAT_COUNT, /* where formats of pages are, after mimo_format */
+    MIMO_PAGE_E4M3_SCALES = 12,         /* scales of a row are so many powers of two */
+    MIMO_PAGE_E4M3_BIAS = 6,            /* from an E8M0 code to the exponent of a row */
+    MIMO_PAGE_E4M3_K = 6144,            /* most columns of such a matrix: rows of N in registers (sm90/wgmma.h) */
+    MIMO_PAGE_E4M3_UNITS = 2            /* and most units of its tiles */
+};
+
 /* Where element i of a group of eight lies: 0 4 1 5 2 6 3 7. */
 static inline MIMO_HD uint32_t mimo_page_place(uint32_t i)
 {
@@ -62,15 +70,25 @@ static inline void mimo_page_put_codes(uint32_t words[2], uint32_t upper, uint32
         }
 }
 
+/* Eight codes of a row, the first in the low nibble, as a word of MIMO_PAGE_E4M3: signs of elements 0 .. 3 in bits 7,
+ * 15, 23, 31, of 4 .. 7 in bits 3, 11, 19, 27. */
+static inline uint32_t mimo_page_e4m3_codes(uint32_t codes)
+{
+    uint32_t word = codes & 0x77777777u;
+    for (uint32_t i = 0; i < MIMO_PAGE_GROUP; i++)
+        word |= (codes >> (4 * i + 3) & 1) << (i < 4 ? 8 * i + 7 : 8 * (i - 4) + 3);
+    return word;
+}
+
 /* Bytes of one unit and block without scales. */
 static inline MIMO_HD uint32_t mimo_page_block_bytes(uint32_t format)
 {
-    const uint32_t bytes[4] = {2048, 1024, 512, 256};
-    return bytes[format];
+    return format < MIMO_FORMAT_MXFP4 ? 2048u >> format : 256;
 }
 
 /* Where a lane's group begins in a unit and block. Of F32 a `part`, 0 or 1, of four elements; of BF16 a part, 0 .. 3,
- * of elements `part` and `part` + 4; 0 of the others, which are in one piece, of MXFP4 for both rows. */
+ * of elements `part` and `part` + 4; 0 of the others, which are in one piece, of MXFP4 for both rows (MIMO_PAGE_E4M3: a
+ * word each). */
 static inline MIMO_HD uint32_t mimo_page_group(uint32_t format, uint32_t lane, uint32_t upper, uint32_t part)
 {
     switch (format) {
@@ -94,9 +112,15 @@ static inline MIMO_HD uint32_t mimo_page_scales(uint32_t format, uint32_t units,
 /* and how many of them go before those of a unit and block; MXFP4: of row g and, next to it, g + 8 of 2 g more. */
 static inline MIMO_HD uint32_t mimo_page_scale(uint32_t format, uint32_t unit, uint32_t block, uint32_t k)
 {
-    if (format == MIMO_FORMAT_MXFP4)
+    if (format == MIMO_FORMAT_MXFP4 || format == MIMO_PAGE_E4M3)
         return (unit * (k / MIMO_PAGE_BLOCK) + block) * MIMO_PAGE_UNIT;
     return (unit * ((k + MIMO_PAGE_TILE - 1) / MIMO_PAGE_TILE) + block / 4) * 2;
+}
+
+/* Where the rows' exponents of MIMO_PAGE_E4M3 begin; of a unit, and there of row g + 8 * upper, as scales lie. */
+static inline MIMO_HD uint32_t mimo_page_rows(uint32_t units, uint32_t k)
+{
+    return units * (k / MIMO_PAGE_BLOCK) * (256 + MIMO_PAGE_UNIT);
 }
 
 #endif

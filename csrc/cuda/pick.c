@@ -1,6 +1,7 @@
 #include "cuda/pick.h"
 
 #include "base/size.h"
+#include "cuda/page.h"
 
 enum {
     T = MIMO_TILE_TOKENS,
@@ -22,7 +23,7 @@ static uint32_t round_up(uint32_t a, uint32_t unit)
     return ceil_div(a, unit) * unit;
 }
 
-uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k)
+uint32_t mimo_pick_page_bytes(uint32_t format, uint32_t rows, uint32_t k)
 {
     uint32_t bytes = 0;
     switch (format) {
@@ -38,7 +39,10 @@ uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k)
     case MIMO_FORMAT_MXFP4:
         bytes = rows * k / 2 + rows * k / 32;
         break;
-    case MIMO_FORMAT_COUNT:
+    case MIMO_PAGE_E4M3:
+        bytes = rows * k / 2 + rows * k / 32 + rows;
+        break;
+    default:
         break;
     }
     return round_up(bytes, PAGE_UNIT);
@@ -49,7 +53,8 @@ mimo_status mimo_pick_shared(mimo_shared *out, const mimo_gpu *gpu, uint32_t wid
 {
     /* In the exact precision a row is three, which need not be all there at once. */
     const uint32_t all = mimo_pick_activations(T, widest), exact = mimo_pick_activations(3 * T, MIMO_TILE_UNIT);
-    const uint64_t most = mimo_max(mimo_max(all, exact), mimo_pick_attended(value));
+    const uint64_t one = mimo_max(all, gpu->e4m3 ? mimo_pick_e4m3(widest) : 0);
+    const uint64_t most = mimo_max(mimo_max(one, exact), mimo_pick_attended(value));
     const uint64_t activations = round_up((uint32_t)most, PAGE_UNIT);
     const uint64_t least = fixed + activations + MIMO_RING_LEAST * MIMO_RING_PAGE;
     if (gpu->shared_bytes < least)
@@ -82,6 +87,7 @@ static bool cut(mimo_tile_shape *shape, const mimo_tile_matrix *m, uint32_t tile
         .k_page = k_page,
         .tile_pages = ceil_div(k_split, k_page),
         .page_bytes = mimo_pick_page_bytes(m->format, rows, k_page),
+        .format = m->format,
     };
     shape->expert_pages = shape->tiles * shape->splits * shape->tile_pages;
     return true;
@@ -158,7 +164,8 @@ static double unevenness(const mimo_tile_shape *shape, const mimo_tile_matrix *m
 void mimo_pick_expert_up(mimo_tile_shape *out, const mimo_tile_matrix *matrix, const mimo_gpu *gpu)
 {
     double best = 1e30;
-    for (uint32_t rows = MIMO_TILE_UNIT / 2; rows <= MOST_ROWS / 2; rows += MIMO_TILE_UNIT / 2) {
+    const uint32_t most = matrix->format == MIMO_PAGE_E4M3 ? MIMO_PAGE_E4M3_UNITS * MIMO_TILE_UNIT : MOST_ROWS;
+    for (uint32_t rows = MIMO_TILE_UNIT / 2; rows <= most / 2; rows += MIMO_TILE_UNIT / 2) {
         mimo_tile_shape shape;
         if (rows >= matrix->rows + MIMO_TILE_UNIT / 2 || !cut(&shape, matrix, rows, matrix->K))
             continue;

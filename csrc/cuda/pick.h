@@ -20,6 +20,7 @@ typedef struct mimo_gpu {
     uint32_t shared_bytes; /* that a CTA may have */
     uint32_t l2_bytes;
     uint32_t ranks; /* GPUs that share the model, this one included */
+    bool e4m3;      /* gate and up of MXFP4 experts are multiplied in E4M3, where page.h has them */
 } mimo_gpu;
 
 /* Shared memory of a CTA. */
@@ -32,7 +33,7 @@ typedef struct mimo_shared {
 /* rows by K of one format. of experts (0: a single matrix), top_k of which each row of the step reads. */
 typedef struct mimo_tile_matrix {
     uint32_t rows, K;
-    mimo_format format;
+    uint32_t format;   /* mimo_format, or MIMO_PAGE_E4M3 */
     bool paired;       /* gate and up, `rows` of each; a page has tile_rows of gate, then as many of up */
     bool whole;        /* K must not be split */
     uint32_t reducers; /* SMs that add its partial sums */
@@ -46,15 +47,22 @@ typedef struct mimo_tile_shape {
     uint32_t k_split; /* elements of K of a split; the last may have less, but has as many pages */
     uint32_t k_page, tile_pages, page_bytes;
     uint32_t expert_pages; /* of the whole matrix */
+    uint32_t format;       /* of its pages (page.h) */
 } mimo_tile_shape;
 
 /* Bytes of rows by k elements with their scales: FP8 has two F32 scales per 16 rows and 128 elements (page.h). */
-uint32_t mimo_pick_page_bytes(mimo_format format, uint32_t rows, uint32_t k);
+uint32_t mimo_pick_page_bytes(uint32_t format, uint32_t rows, uint32_t k);
 
 /* Bytes of `rows` rows of activations of k elements in shared memory: rows lie in different banks (sm90/near.h). */
 static inline uint32_t mimo_pick_activations(uint32_t rows, uint32_t k)
 {
     return rows * ((MIMO_ACTIVATION_BYTES * k + 127) / 128 * 128 + 64);
+}
+
+/* Bytes of eight rows of k elements in E4M3 there, with three blocks of zeros and a float each (sm90/wgmma.h). */
+static inline uint32_t mimo_pick_e4m3(uint32_t k)
+{
+    return MIMO_TILE_TOKENS * (k + 3 * 32 + (uint32_t)sizeof(float));
 }
 
 /* Bytes that eight warps need there for what they have attended of a head each: [warps, T, value + 1] floats, then two

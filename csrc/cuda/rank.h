@@ -43,8 +43,8 @@ void mimo_rank_close(mimo_rank *rank);
 MIMO_MUST_CHECK mimo_status mimo_rank_memory(mimo_cuda_memory *out, const mimo_rank *rank, uint64_t available,
                                              mimo_error *err);
 
-/* Opens GPU number `device` for a path ("plain", "resident"), whose kernels are the file `image`, and makes the
- * weights. name [128]: the GPU's. */
+/* Opens GPU number `device` for a path ("plain", "resident", "resident-e4m3"), whose kernels are the file `image`, and
+ * makes the weights. name [128]: the GPU's. */
 MIMO_MUST_CHECK mimo_status mimo_rank_open(mimo_rank *rank, uint32_t device, const char *path, const char *image,
                                            uint64_t seed, char *name, mimo_error *err);
 /* Gives the GPU back. */

@@ -241,6 +241,7 @@ static void fill_machine(const mimo_resident *r, uint32_t program, const work_pl
                              .pieces = pieces_of(r),
                              .counter = address(w->counter[program]),
                              .parts = r->parts,
+                             .up_format = {all->up_format[0], all->up_format[1]},
                              .n = operand_of(w->n, MIMO_TILE_TOKENS, target->config->hidden),
                              .a = operand_of(w->a, MIMO_TILE_TOKENS, all->a_width),
                              .u = operand_of(w->u, entries_of(r), all->u_width),

@@ -98,7 +98,8 @@ typedef struct mimo_backend_options {
     const mimo_nodes *nodes; /* of memory, while opening; NULL: one */
     uint32_t max_rows;       /* most rows of a step */
     uint32_t max_context;    /* most positions of a sequence */
-    const char *variant;     /* kernels by name, NULL: the best that runs here; of CUDA "plain" (NULL) or "resident" */
+    const char *variant;     /* kernels by name, NULL: the best that runs here; of CUDA "plain" (NULL), "resident" or
+                                "resident-e4m3" */
     uint32_t device;         /* number of the GPU, and the file of its kernels; neither is the CPU's, */
     const char *image;
     uint64_t kept;  /* nor are bytes of it that are left to the caller, */
@@ -143,7 +144,7 @@ MIMO_MUST_CHECK mimo_status mimo_cuda_backend_open(mimo_backend **out, const mim
 
 struct mimo_backend {
     const char *name;    /* "cpu", "cuda" */
-    const char *variant; /* "avx2", ...; "plain", "resident" */
+    const char *variant; /* "avx2", ...; "plain", "resident", "resident-e4m3" */
     mimo_memory memory;
 
     /* Reads and packs all weights. Raises *done towards load_bytes as it goes; soon after *cancel is set it ends with

@@ -286,8 +286,8 @@ static PyObject *cuda_gemv(PyObject *self, PyObject *args)
     return (PyObject *)y;
 }
 
-/* Pages of 16 rows each, all columns on one. */
-static PyObject *through_pages(const mimo_cuda_matrix *w)
+/* Pages of 16 rows each, all columns on one, of a format of pages (page.h). */
+static PyObject *through_pages(const mimo_cuda_matrix *w, uint32_t format)
 {
     const uint32_t unit = w->format == MIMO_FORMAT_FP8 ? MIMO_PAGE_TILE : MIMO_PAGE_BLOCK;
     const uint32_t k = (w->cols + unit - 1) / unit * unit, tiles = (w->rows + MIMO_PAGE_UNIT - 1) / MIMO_PAGE_UNIT;
@@ -297,8 +297,9 @@ static PyObject *through_pages(const mimo_cuda_matrix *w)
                                    .k_split = w->cols,
                                    .k_page = k,
                                    .tile_pages = 1,
-                                   .page_bytes = mimo_pick_page_bytes((mimo_format)w->format, MIMO_PAGE_UNIT, k),
-                                   .expert_pages = tiles};
+                                   .page_bytes = mimo_pick_page_bytes(format, MIMO_PAGE_UNIT, k),
+                                   .expert_pages = tiles,
+                                   .format = format};
     const mimo_page_part part = {w, 0, w->rows};
     mimo_error err = {0};
     uint8_t *pages = NULL;
@@ -310,8 +311,8 @@ static PyObject *through_pages(const mimo_cuda_matrix *w)
     if (status == MIMO_OK)
         status = mimo_pages_pack(pages, &shape, 1, &part, NULL, 1, &err);
     for (uint32_t tile = 0; status == MIMO_OK && tile < tiles; tile++)
-        mimo_cuda_host_unit((float *)PyArray_DATA((PyArrayObject *)values) + tile * MIMO_PAGE_UNIT * (size_t)k,
-                            w->format, pages + tile * (size_t)shape.page_bytes, 1, 0, k);
+        mimo_cuda_host_unit((float *)PyArray_DATA((PyArrayObject *)values) + tile * MIMO_PAGE_UNIT * (size_t)k, format,
+                            pages + tile * (size_t)shape.page_bytes, 1, 0, k);
     mimo_free(pages);
     if (status == MIMO_OK)
         return values;
@@ -336,11 +337,22 @@ static PyObject *cuda_paged(PyObject *self, PyObject *args)
                                                    .row_bytes = (size_t)PyArray_DIM(d, 1),
                                                    .rows = (uint32_t)PyArray_DIM(d, 0),
                                                    .cols = cols,
-                                                   .format = format});
+                                                   .format = mimo_min(format, MIMO_FORMAT_MXFP4)},
+                               format);
     Py_XDECREF((PyObject *)d);
     Py_XDECREF((PyObject *)s);
     Py_XDECREF((PyObject *)r);
     return result;
+}
+
+static PyObject *cuda_round_e4m3(PyObject *self, PyObject *values)
+{
+    (void)self;
+    PyArrayObject *x =
+        (PyArrayObject *)PyArray_FROMANY(values, NPY_FLOAT32, 1, 1, NPY_ARRAY_ENSURECOPY | NPY_ARRAY_CARRAY);
+    if (x != NULL)
+        mimo_cuda_host_round(PyArray_DATA(x), (size_t)PyArray_DIM(x, 0));
+    return (PyObject *)x;
 }
 
 PyMethodDef mimo_probe_bodies_methods[] = {
@@ -356,5 +368,6 @@ PyMethodDef mimo_probe_bodies_methods[] = {
     {"cuda_paged", cuda_paged, METH_VARARGS,
      "(format, cols, data [rows, row_bytes], scales, scale_row): W [rows, cols] as read from pages, rows rounded up to "
      "16, columns to 32 (FP8: 128)"},
+    {"cuda_round_e4m3", cuda_round_e4m3, METH_O, "float32 [n] -> the nearest values of E4M3, as float32"},
     {NULL, NULL, 0, NULL},
 };

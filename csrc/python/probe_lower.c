@@ -136,13 +136,14 @@ static mimo_status lower_engine(lowered *l, const mimo_engine *engine, uint32_t 
                       err);
 }
 
-/* lower(engine, sms, shared_bytes, l2_bytes, world) -> queues of an idle engine's model and drafter. */
+/* lower(engine, sms, shared_bytes, l2_bytes, world, e4m3) -> queues of an idle engine's model and drafter. */
 static PyObject *lower(PyObject *module, PyObject *args)
 {
     (void)module;
     PyObject *owner;
     unsigned int sms, shared, l2, world;
-    if (!PyArg_ParseTuple(args, "OIIII:lower", &owner, &sms, &shared, &l2, &world))
+    int e4m3;
+    if (!PyArg_ParseTuple(args, "OIIIIp:lower", &owner, &sms, &shared, &l2, &world, &e4m3))
         return NULL;
     const mimo_engine *engine = mimo_python_engine(owner);
     if (engine == NULL)
@@ -153,7 +154,7 @@ static PyObject *lower(PyObject *module, PyObject *args)
     lowered *l;
     if (mimo_alloc_array(&l, 1, sizeof *l, "queues", &err) != MIMO_OK)
         return mimo_python_raise(&err);
-    l->model.gpu = (mimo_gpu){.sms = sms, .shared_bytes = shared, .l2_bytes = l2, .ranks = world};
+    l->model.gpu = (mimo_gpu){.sms = sms, .shared_bytes = shared, .l2_bytes = l2, .ranks = world, .e4m3 = e4m3 != 0};
     if (lower_engine(l, engine, world, &err) != MIMO_OK) {
         mimo_free(l);
         return mimo_python_raise(&err);
@@ -310,8 +311,8 @@ done:
 }
 
 /* pick(what, rows, K, format, experts, top_k, sms, shared_bytes) -> (tile_rows, tiles, splits, k_split, k_page,
- * tile_pages, page_bytes, expert_pages, activation_bytes) of "split", "whole", "paired", "up" or "down"; format:
- * mimo_format. */
+ * tile_pages, page_bytes, expert_pages, activation_bytes) of "split", "whole", "paired", "up" or "down"; format: of
+ * pages (cuda/page.h). */
 static PyObject *pick(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -322,7 +323,7 @@ static PyObject *pick(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "sIIIIIII:pick", &what, &m.rows, &m.K, &format, &m.experts, &m.top_k, &gpu.sms,
                           &gpu.shared_bytes))
         return NULL;
-    m.format = (mimo_format)format;
+    m.format = format;
     m.paired = strcmp(what, "paired") == 0 || strcmp(what, "up") == 0;
     m.whole = strcmp(what, "split") != 0;
     m.reducers = m.whole ? 0 : gpu.sms;
@@ -345,7 +346,7 @@ PyMethodDef mimo_probe_lower_methods[] = {
     {"pick", pick, METH_VARARGS, "what, rows, K, format, experts, top_k, sms, shared_bytes -> shape"},
     {"moe_sort", moe_sort, METH_VARARGS, "chosen, weight, order -> (expert, begin, row, weight)"},
     {"ring_places", ring_places, METH_VARARGS, "sizes, ring_bytes -> (begin, held)"},
-    {"lower", lower, METH_VARARGS, "engine, sms, shared_bytes, l2_bytes, world -> queues"},
+    {"lower", lower, METH_VARARGS, "engine, sms, shared_bytes, l2_bytes, world, e4m3 -> queues"},
     {"queue_tables", queue_tables, METH_O, "queues -> dict"},
     {"shared_use", shared_use, METH_O, "queues -> [(kernel, role, what, bytes)] at a launch"},
     {"shared_limits", shared_limits, METH_NOARGS, "() -> {kernel: bytes of shared memory of a CTA on sm_90}"},

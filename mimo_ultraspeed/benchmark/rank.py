@@ -69,8 +69,8 @@ def bench_rank(
     widths: rows of steps, 1 to 8. routing: "uniform" or "overlap=P", or a `Routing`: how experts are drawn, anew in every round.
     context: positions before each step (None: 8192, or what the model has).
     rounds: times that copies, steps of each width and drafts take their turn.
-    paths: of the backend, "plain" (an operation a kernel, a step a graph) and "resident" (one kernel that stays), one after the
-      other; None is all that were built.
+    paths: of the backend, "plain" (an operation a kernel, a step a graph), "resident" (one kernel that stays) and "resident-e4m3"
+      (with experts' gate and up in E4M3; sm_90a), one after the other; None is the first two, if they were built.
     gpu: the one that plans and models are made for, "H100", "H200" or "B200". assume: of the step-time model and of projections.
     copied: bytes of a copy that measures bandwidth, several times the L2 cache.
 
@@ -122,7 +122,7 @@ def _device(device: str) -> int:
 
 def _paths(paths: Iterable[str] | None) -> tuple[str, ...]:
     if paths is None:
-        return tuple(path for path in PATHS if cuda_image(path).exists())
+        return tuple(path for path in PATHS[:2] if cuda_image(path).exists())
     chosen = tuple(dict.fromkeys(paths))
     for path in chosen:
         if path not in PATHS:

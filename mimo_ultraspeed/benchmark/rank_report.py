@@ -69,7 +69,7 @@ def _work(result: RankResult, name: str, size: float, modelled: float | None) ->
         if not values:
             continue
         read = result.median(path, name.replace("step", "bytes")) if name != "draft" else size
-        share, ratio = result.fraction(path, name), result.ratio(name) if path == "resident" else None
+        share, ratio = result.fraction(path, name), result.ratio(name, path) if path != "plain" else None
         times = f"{1e3 * (result.median(path, name) or 0):10.3f}{1e3 * min(values):9.3f}{1e3 * max(values):9.3f}"
         text = f"{name + ', ' + path:<20}{(read or size) / 1e9:9.3f}{times}{_tera(result.rate(path, name)):>7}"
         yield text + (f"{share:9.0%}" if share is not None else f"{'':9}") + (f"{ratio:9.2f}" if ratio is not None else "")

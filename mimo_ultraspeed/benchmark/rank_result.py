@@ -20,7 +20,7 @@ from .step_model import ACCEPTANCES, Assumptions, Step, union
 __all__ = ["PATHS", "Operation", "Phase", "Profile", "Projection", "RankResult", "RankSettings", "Shape", "Trace"]
 
 SCHEMA = 1
-PATHS = ("plain", "resident")
+PATHS = ("plain", "resident", "resident-e4m3")
 """Of the CUDA backend."""
 _EXCHANGES = {"embed": 1, "draft_embed": 1, "out_proj": 1, "expert_down": 1, "dense_down": 1, "draft_fuse": 1, "head": 1}
 """Exchanges between ranks after an operation: sums of partial results, rows of the divided embedding, best tokens of the head."""
@@ -252,10 +252,10 @@ class RankResult:
         rate, copy = self.rate(path, name), self.median(path, "copy")
         return rate / copy if rate is not None and copy else None
 
-    def ratio(self, name: str) -> float | None:
-        """Time of the plain path / time of the resident path."""
-        plain, resident = self.median("plain", name), self.median("resident", name)
-        return plain / resident if plain is not None and resident else None
+    def ratio(self, name: str, path: str = "resident") -> float | None:
+        """Time of the plain path / time of another one."""
+        plain, other = self.median("plain", name), self.median(path, name)
+        return plain / other if plain is not None and other else None
 
     def exchanges(self, draft: bool) -> int:
         """Exchanges between ranks in a step, or in the drafter's context and block; none where one rank has all."""

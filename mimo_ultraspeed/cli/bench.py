@@ -65,7 +65,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     rank.add_argument("--routing", metavar="HOW", help="uniform (default), or overlap=P with the experts of the row before")
     rank.add_argument("--context", type=int, metavar="N", help="positions before each step (8192, or what the model has)")
     rank.add_argument("--device", metavar="DEVICE", help="cuda (default) or cuda:N")
-    rank.add_argument("--path", metavar="LIST", help="plain, resident (all that were built), measured one after the other")
+    rank.add_argument("--path", metavar="LIST", help="plain, resident (these two, if built), resident-e4m3: one after the other")
     rank.add_argument("--plan-only", action="store_true", help="what lies where and a model of the time; needs no GPU")
     rank.add_argument("--gpu", metavar="NAME", help="the plan's GPU: H100, H200 (default) or B200")
     rank.add_argument("--all-reduce", type=float, metavar="US", help="of each exchange of a projection, in microseconds (4.5)")

@@ -14,7 +14,7 @@ WHY = "not run: no C++ compiler when the package was built, or no fused multiply
 pytestmark = pytest.mark.skipif(not hasattr(_probe, "cuda_open"), reason=WHY)
 
 Array = NDArray[Any]
-F32, BF16, FP8, MXFP4 = range(4)
+F32, BF16, FP8, MXFP4, E4M3 = range(5)
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 NO_SCALES, NO_ROWS = np.zeros(0, np.uint8), np.zeros(0, np.uint32)
 
@@ -70,6 +70,34 @@ def test_every_byte_at_every_scale_of_mxfp4_from_pages() -> None:
     for code in (169, 254):
         with pytest.raises(NotImplementedError, match=rf"expected E8M0 scales up to 168 \(2\^41\), found {code}"):
             _probe.cuda_paged(MXFP4, 512, codes[:1], np.full(16, code, np.uint8), NO_ROWS)
+
+
+def test_every_byte_at_every_scale_of_mxfp4_for_e4m3() -> None:
+    """Rows whose largest scale is any, beside it every one below: as it is down to 2^-11 of that, zeros from there on."""
+    codes = np.tile(np.arange(256, dtype=np.uint8), (253, 1))
+    largest = np.arange(253)
+    below = np.array([0, *range(1, 12), 12, 13, 60, 252])  # of a row's 16 blocks
+    scales = np.maximum(largest[:, None] - below, 0).astype(np.uint8)
+    elements = np.stack([E2M1[codes & 15], E2M1[codes >> 4]], -1).reshape(253, 512)
+    kept = np.where(largest[:, None] - scales < 12, 2.0 ** (scales - 127.0), 0.0)
+    kept[largest <= 6] = 0.0  # rows of less than 2^-120, of which a float has no exponent
+    want = elements * np.repeat(kept, 32, axis=1)
+    for turn in range(16):  # each scale with every byte
+        rolled = np.roll(scales, turn, axis=1)
+        found = _probe.cuda_paged(E4M3, 512, codes, rolled.reshape(-1), NO_ROWS)
+        want = elements * np.repeat(np.roll(kept, turn, axis=1), 32, axis=1)
+        np.testing.assert_array_equal(found[:253], want.astype(np.float32))
+
+
+def test_rounding_to_e4m3() -> None:
+    """Against the format's own encoder, at and beside every value and every middle of two, and beyond the largest."""
+    values = e4m3(np.arange(127))
+    middles = (values[1:] + values[:-1]) / 2
+    at = np.concatenate([values, middles, [449.0, 464.0, 480.0, 1e4, 3e38], np.geomspace(1e-6, 500, 999)]).astype(np.float32)
+    x = np.concatenate([at, np.nextafter(at, np.float32(0)), np.nextafter(at, np.float32(np.inf))])
+    x = np.concatenate([x, -x])
+    want = e4m3(_probe.fp8_encode(x))
+    np.testing.assert_array_equal(_probe.cuda_round_e4m3(x), want.astype(np.float32))
 
 
 @pytest.mark.parametrize("format", range(4))

@@ -156,9 +156,9 @@ def resident(model_path: Callable[[str], Path]) -> Iterator[Callable[..., Any]]:
         pytest.skip("not run: no resident kernels were built")
     engines: list[Any] = []
 
-    def get(name: str | Path, precision: str = "exact") -> Any:
+    def get(name: str | Path, precision: str = "exact", variant: str = "resident") -> Any:
         arguments, draft = engine_arguments(name if isinstance(name, Path) else model_path(name))
-        engine = _probe.Engine(*arguments, threads=2, precision=precision, device=0, image=str(image), variant="resident", **draft)
+        engine = _probe.Engine(*arguments, threads=2, precision=precision, device=0, image=str(image), variant=variant, **draft)
         engines.append(engine)
         engine.load()
         return engine
@@ -177,6 +177,13 @@ def test_logits_of_the_resident_kernel(pair: Any, resident: Any, name: str, prec
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_every_width_of_the_resident_kernel_gives_the_same_bits(resident: Any, precision: str) -> None:
     logits_do_not_depend_on_width(resident("mxfp4", precision), 200)
+
+
+def test_experts_in_e4m3(pair: Any, resident: Any) -> None:
+    gpu = resident("mxfp4", "fast", "resident-e4m3")
+    logits_are_the_cpus(pair("mxfp4")[0], gpu, precision="e4m3", count=300)
+    logits_do_not_depend_on_width(gpu, 200)
+    speculation_changes_nothing(gpu)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -219,7 +226,7 @@ def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
     assert "free on the GPU" in text
 
 
-@pytest.mark.parametrize("path", ["plain", "resident"])
+@pytest.mark.parametrize("path", ["plain", "resident", "resident-e4m3"])
 def test_a_rank_with_made_weights_is_timed(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     from mimo_ultraspeed.benchmark.rank import bench_rank
 

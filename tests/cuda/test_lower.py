@@ -88,8 +88,10 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 class Queues:
     """The queues of one engine's model, with tasks and joins that a test may change."""
 
-    def __init__(self, engine: Any, sms: int, shared: int = H200["shared"], l2: int = H200["l2"], world: int = 1) -> None:
-        self.handle = _probe.lower(engine, sms, shared, l2, world)
+    def __init__(
+        self, engine: Any, sms: int, shared: int = H200["shared"], l2: int = H200["l2"], world: int = 1, e4m3: bool = False
+    ) -> None:
+        self.handle = _probe.lower(engine, sms, shared, l2, world, e4m3)
         self.tables = _probe.queue_tables(self.handle)
         self.tasks: NDArray[Any] = self.tables["tasks"].view(TASK)
         self.joins: NDArray[Any] = self.tables["joins"].view(TASK)
@@ -148,6 +150,19 @@ def test_random_orders(model: str, sms: int, world: int, orders: int, engines: C
     fault, events, pages, early = Queues(engines(model), sms, world=world).run(orders, steps=3 if model == "tiny" else 2)
     assert fault is None
     assert events > pages > early > 0
+
+
+@pytest.mark.parametrize(("model", "sms", "world", "orders"), [("tiny", 3, 1, 100), ("smollm2", 20, 1, 2), ("pro", 132, 8, 1)])
+def test_pages_for_e4m3(model: str, sms: int, world: int, orders: int, engines: Callable[[str], Any]) -> None:
+    """Experts' gate and up are a little more, and have tiles of two units at most; all else is as it was."""
+    queues, others = (Queues(engines(model), sms, world=world, e4m3=e4m3) for e4m3 in (True, False))
+    up = queues.of("EXPERT_UP")
+    assert len(up) and (queues.tasks["tile_rows"][up] <= 16).all()
+    lines, k = (queues.tasks[name][up].astype(int) for name in ("tile_rows", "k_page"))
+    assert (queues.tasks["page_bytes"][up] == -(-(lines * k * 17 // 16 + 2 * lines) // 128) * 128).all()
+    rest = np.flatnonzero(queues.tasks["kind"] != KINDS.index("EXPERT_UP"))
+    assert np.array_equal(queues.tasks[rest], others.tasks[rest])
+    assert queues.run(orders, steps=2)[0] is None
 
 
 def test_as_many_layers_as_pro(engines: Callable[[str], Any]) -> None:

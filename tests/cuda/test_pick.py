@@ -7,16 +7,18 @@ import pytest
 
 from mimo_ultraspeed import _probe
 
-FORMATS = ("f32", "bf16", "fp8", "mxfp4")
+FORMATS = ("f32", "bf16", "fp8", "mxfp4", "e4m3")
 RING_PAGE = 17408
 
 
 def element_bytes(name: str) -> float:
-    return {"f32": 4.0, "bf16": 2.0, "fp8": 1.0, "mxfp4": 17 / 32}[name]
+    return {"f32": 4.0, "bf16": 2.0, "fp8": 1.0, "mxfp4": 17 / 32, "e4m3": 17 / 32}[name]
 
 
-@pytest.mark.parametrize("what", ["split", "whole", "paired", "up", "down"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("up", "e4m3"), *((what, name) for what in ("split", "whole", "paired", "up", "down") for name in FORMATS[:4])],
+)
 def test_any_dimensions(what: str, name: str) -> None:
     rng = np.random.default_rng(FORMATS.index(name) * 5 + len(what))
     for _ in range(60):
@@ -35,7 +37,9 @@ def test_any_dimensions(what: str, name: str) -> None:
         assert k_split * 16 <= activations
         assert (tile_pages - 1) * k_page < k_split <= tile_pages * k_page
         assert k_page % (128 if name == "fp8" else 32) == 0
-        assert lines * k_page * element_bytes(name) <= page_bytes <= RING_PAGE
+        own = lines if name == "e4m3" else 0  # exponents of rows
+        assert lines * k_page * element_bytes(name) + own <= page_bytes <= RING_PAGE
+        assert lines <= 32 or name != "e4m3"
         assert page_bytes % 128 == 0
         assert expert_pages == tiles * tile_pages * (1 if what == "down" else splits)
 
@@ -55,9 +59,10 @@ def test_large_matrices_are_shared_out_evenly(what: str, name: str, rows: int, k
     assert busiest < 1.2 * even
 
 
+@pytest.mark.parametrize("up", ["mxfp4", "e4m3"])
 @pytest.mark.parametrize("sms", [132, 148])
-def test_experts_of_one_row_and_of_eight_are_shared_out_evenly(sms: int) -> None:
-    _, tiles, _, _, _, tile_pages, page_bytes, _, _ = _probe.pick("up", 256, 6144, 3, 384, 8, sms, 232448)
+def test_experts_of_one_row_and_of_eight_are_shared_out_evenly(sms: int, up: str) -> None:
+    _, tiles, _, _, _, tile_pages, page_bytes, _, _ = _probe.pick("up", 256, 6144, FORMATS.index(up), 384, 8, sms, 232448)
     for experts in (8, 59.5):
         busiest = -(-experts * tiles // sms) * tile_pages * page_bytes
         assert busiest < 1.2 * experts * 512 * 6144 * 17 / 32 / sms

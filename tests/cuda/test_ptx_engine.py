@@ -60,7 +60,8 @@ def opened(model_path: Callable[[str], Path], image: str, libraries: Callable[[s
         arguments, draft = engine_arguments(name if isinstance(name, Path) else model_path(name))
         how: dict[str, Any] = {}
         if variant != "cpu":
-            _probe.cuda_fake(memory=GB, processors=processors, kernels=libraries(variant), seed=seed, races=races)
+            kernels = libraries(variant.removesuffix("-e4m3"))
+            _probe.cuda_fake(memory=GB, processors=processors, kernels=kernels, seed=seed, races=races)
             how = {"variant": variant, "device": 0, "image": image}
         engine = _probe.Engine(*arguments, threads=2, **draft, **({"precision": "exact"} | how | options))
         engines.append(engine)
@@ -77,6 +78,15 @@ def opened(model_path: Callable[[str], Path], image: str, libraries: Callable[[s
 @pytest.mark.parametrize(("variant", "precision"), [("plain", "exact"), ("resident", "exact"), ("resident", "fast")])
 def test_logits(opened: Any, name: str, variant: str, precision: str) -> None:
     logits_are_the_cpus(opened(name, "cpu"), opened(name, variant, precision=precision), precision, 9)
+
+
+def test_experts_in_e4m3(opened: Any) -> None:
+    """By wgmma. (Its products are exact in test_ptx_multiply.py.)"""
+    cpu, gpu = opened("mxfp4", "cpu"), opened("mxfp4", "resident-e4m3", precision="fast")
+    logits_are_the_cpus(cpu, gpu, "e4m3", 9)
+    logits_do_not_depend_on_width(gpu, 9, (1, 3))
+    prompt = token_ids(11, seed=4)
+    assert answer(gpu, prompt, 5, speculative=True) == answer(gpu, prompt, 5)
 
 
 def test_plain_has_the_bits_of_the_host_s_templates(opened: Any, model_path: Any, image: str) -> None:

@@ -13,7 +13,7 @@ from ptx.library import nvcc
 from mimo_ultraspeed import _probe
 
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="not run: the package was built without nvcc")
-ROWS, MXFP4 = 8, 3
+ROWS, MXFP4, E4M3 = 8, 3, 4
 CASE = np.dtype(
     [(name, np.uint32) for name in ("rows", "hidden", "width", "format", "up", "sms")]
     + [(name, np.uint32) for name in ("tile_rows", "tile_pages", "k_page", "page_bytes", "tiles", "held", "parts", "spare")]
@@ -49,6 +49,25 @@ def page(codes: NDArray[Any], exponents: NDArray[Any], k_page: int) -> NDArray[n
                 words[:, word] |= (groups[:, upper, ..., i] >> bit & 1) << at
     out = [words.transpose(0, 3, 2, 4, 1).ravel().view(np.uint8)]  # unit, block, lane 4 g + c, upper
     out.append(scales.reshape(rows // 16, 2, 8, k_page // 32).transpose(0, 3, 2, 1).ravel())
+    bytes = np.concatenate(out)
+    return np.concatenate([bytes, np.zeros(-len(bytes) % 128, np.uint8)])
+
+
+def e4m3_page(codes: NDArray[Any], exponents: NDArray[Any], largest: NDArray[Any], k_page: int) -> NDArray[np.uint8]:
+    """The same as MIMO_PAGE_E4M3; largest: exponent of each row, of all its pages."""
+    rows, k = codes.shape
+    whole = np.zeros((rows, k_page), np.uint32)
+    far = np.repeat(largest[:, None] - exponents, 32, axis=1) > 11
+    whole[:, :k] = np.where(far, 0, codes)
+    scales = np.zeros((rows, k_page // 32), np.uint8)
+    scales[:, : k // 32] = np.maximum(12 - (largest[:, None] - exponents), 0)
+    groups = whole.reshape(rows // 16, 2, 8, k_page // 32, 4, 8)
+    words = np.zeros(groups.shape[:-1], np.uint32)
+    for i in range(8):
+        words |= (groups[..., i] & 7) << 4 * i | groups[..., i] >> 3 << (8 * i + 7 if i < 4 else 8 * i - 29)
+    out = [words.transpose(0, 3, 2, 4, 1).ravel().view(np.uint8)]
+    out.append(scales.reshape(rows // 16, 2, 8, k_page // 32).transpose(0, 3, 2, 1).ravel())
+    out.append((largest + 127 - 6).astype(np.uint8).reshape(rows // 16, 2, 8).transpose(0, 2, 1).ravel())
     bytes = np.concatenate(out)
     return np.concatenate([bytes, np.zeros(-len(bytes) % 128, np.uint8)])
 
@@ -126,15 +145,24 @@ def test_down(tile_rows: int, k: int, pages: int, parts: int, library: Library) 
     assert np.array_equal(held["p"], want.astype(np.float32))
 
 
-@pytest.mark.parametrize(("tile_rows", "k", "pages"), [(8, 640, 2), (8, 96, 1), (16, 640, 3), (8, 1536, 4)])
+@pytest.mark.parametrize("format", [MXFP4, E4M3])
+@pytest.mark.parametrize(
+    ("tile_rows", "k", "pages"),
+    [(8, 640, 2), (8, 96, 1), (16, 640, 3), (8, 1536, 4), (16, 2080, 5), (8, 768, 4), (8, 1216, 2), (16, 704, 2), (8, 6144, 4)],
+)
 @pytest.mark.parametrize("rows", [1, 8])
-def test_up(tile_rows: int, k: int, pages: int, rows: int, library: Library) -> None:
-    """Gate and up of every chosen expert for the rows that chose it, times the weight."""
+def test_up(tile_rows: int, k: int, pages: int, rows: int, format: int, library: Library) -> None:
+    """Gate and up of every chosen expert for the rows that chose it, times the weight. Elements of rows are sevenths of the
+    largest, which E4M3 has exactly."""
     rng = np.random.default_rng(tile_rows + k + rows)
     moe, each = routes(rng, rows, 12, 2)
     tiles, k_page = 3, -(-k // 32 // pages) * 32
     width = tiles * tile_rows
     codes, exponents, w = weights(rng, len(each), 2 * width, k)  # gate, then up
+    if format == E4M3:  # also blocks that are far below others of their row
+        exponents -= rng.integers(0, 16, exponents.shape) * (rng.random(exponents.shape) < 0.2)
+        far = exponents.max(axis=2, keepdims=True) - exponents > 11
+        w = E2M1[codes] * np.repeat(np.where(far, 0, 2.0**exponents), 32, axis=2)
     packed = []
     for e in range(len(each)):
         for tile in range(tiles):
@@ -142,8 +170,11 @@ def test_up(tile_rows: int, k: int, pages: int, rows: int, library: Library) -> 
             lines = [half * width + tile * tile_rows + i + j for i in range(0, tile_rows, 8) for half in (0, 1) for j in range(8)]
             for a in range(0, k, k_page):
                 b = min(a + k_page, k)
-                packed.append(page(codes[e][lines, a:b], exponents[e][lines, a // 32 : b // 32], k_page))
-    n = rng.integers(-8, 9, (1, ROWS, k)) / 64.0
+                of = codes[e][lines, a:b], exponents[e][lines, a // 32 : b // 32]
+                packed.append(e4m3_page(*of, exponents[e][lines].max(axis=1), k_page) if format == E4M3 else page(*of, k_page))
+    sevenths = rng.integers(-6, 7, (1, ROWS, k))
+    sevenths[0, np.arange(ROWS), rng.integers(0, k, ROWS)] = -7
+    n = sevenths * 2.0 ** rng.integers(-7, -5, (1, ROWS, 1))
     stride = -(-width // 8) * 8
     held = {
         "moe": moe,
@@ -154,8 +185,8 @@ def test_up(tile_rows: int, k: int, pages: int, rows: int, library: Library) -> 
         "pages": np.concatenate(packed),
     }
     run(
-        library, held, rows=rows, hidden=k, width=stride, up=1, parts=1, tile_rows=tile_rows, tile_pages=pages, k_page=k_page,
-        page_bytes=len(packed[0]), tiles=tiles, held=len(packed),
+        library, held, rows=rows, hidden=k, width=stride, up=1, parts=1, format=format, tile_rows=tile_rows, tile_pages=pages,
+        k_page=k_page, page_bytes=len(packed[0]), tiles=tiles, held=len(packed),
     )  # fmt: skip
     got = (held["u"][0].astype(np.uint32) << 16).view(np.float32).reshape(ENTRIES, -1, 8)[..., PLACE].reshape(ENTRIES, stride)
     for e, entries in enumerate(each):

@@ -133,7 +133,7 @@ def test_weights_are_a_function_of_the_seed(opened: Callable[..., Any]) -> None:
     assert not np.array_equal(found["a"], found["c"])
 
 
-PATHS = pytest.mark.parametrize("path", ["plain", "resident"])
+PATHS = pytest.mark.parametrize("path", ["plain", "resident", "resident-e4m3"])
 
 
 @PATHS
@@ -222,7 +222,7 @@ def test_a_rank_opens_again_on_another_path(opened: Callable[..., Any], image: s
     rank.draw(drawn())
     assert np.isfinite(logits(rank, 8)).all()
     rank.close()
-    assert "'plain' or 'resident'" in raises(ValueError, lambda: rank.open(0, "other", image, 1))
+    assert "'plain', 'resident' or 'resident-e4m3'" in raises(ValueError, lambda: rank.open(0, "other", image, 1))
 
 
 def test_closed_ranks_say_so(engine: Any) -> None:
@@ -251,7 +251,7 @@ def test_stamps_of_every_cta(opened: Callable[..., Any], path: str, draft: bool)
     assert names >= ({"draft_fuse", "draft_kv", "draft_embed", "dense_up"} if draft else {"embed", "route", "expert_down"})
     assert {layer for *_, layer, _, _ in launches} >= {-1, 0}
     assert ("expert_up" in {kernel for kernel, *_ in launches}) == (not draft)
-    assert ("project" in {kernel for kernel, *_ in launches}) == (path == "resident")
+    assert ("project" in {kernel for kernel, *_ in launches}) == (path != "plain")
     assert np.array_equal(logits(rank, 8), before), "stamps change nothing"
 
 

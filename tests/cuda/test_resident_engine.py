@@ -83,6 +83,21 @@ def test_every_width_gives_the_same_bits(opened: Any) -> None:
     logits_do_not_depend_on_width(opened("mxfp4", precision="fast"), 19)
 
 
+def test_experts_in_e4m3(opened: Any) -> None:
+    """Near the CPU's logits, though not as near as BF16; the same bits at every width, and drafts change no token."""
+    gpu = opened("mxfp4", "resident-e4m3", precision="fast")
+    assert gpu.variant == "resident-e4m3"
+    logits_are_the_cpus(opened("mxfp4", "cpu"), gpu, "e4m3", 24)
+    logits_do_not_depend_on_width(gpu, 19)
+    speculation_changes_nothing(gpu)
+    others = opened("mxfp4", precision="fast").logits(TOKENS)
+    assert not np.array_equal(gpu.logits(TOKENS), others)
+
+
+def test_e4m3_is_of_fast_precision(opened: Any) -> None:
+    assert "expected precision 'fast'" in raises(NotImplementedError, lambda: opened("mxfp4", "resident-e4m3"))
+
+
 def test_hidden_states_and_drafts(opened: Any) -> None:
     cpu, gpu = opened("mxfp4", "cpu"), opened("mxfp4")
     hidden_states_are_the_cpus(cpu, gpu, layers=4)
@@ -344,7 +359,7 @@ def test_calls_of_the_driver_fail_while_opening_and_loading(model_path: Any, ima
 
 def test_what_is_missing_is_said(model_path: Any, image: str) -> None:
     arguments, _ = engine_arguments(model_path("bf16"))
-    with pytest.raises(ValueError, match="variant: expected 'plain' or 'resident' on a GPU, found 'fast'"):
+    with pytest.raises(ValueError, match="variant: expected 'plain', 'resident' or 'resident-e4m3' on a GPU, found 'fast'"):
         _probe.Engine(*arguments, device=0, image=image, variant="fast")
     _probe.cuda_fake(memory=1 << 21, processors=2)
     with pytest.raises(MemoryError, match="does not fit on the GPU"):

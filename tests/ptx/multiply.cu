@@ -56,7 +56,7 @@ __device__ void fill(multiply_memory &memory, const multiply_case &c)
     memory.config.hidden = c.hidden;
     memory.step.rows = c.rows;
     memory.layer.gate = memory.layer.up = memory.layer.down = &memory.matrix;
-    memory.matrix.format = c.format;
+    memory.matrix.format = m.up_format[0] = c.format;
     memory.matrix.rows = c.up ? c.width : c.hidden;
 }
 

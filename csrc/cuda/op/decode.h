@@ -4,6 +4,7 @@
 #ifndef MIMO_CUDA_OP_DECODE_H
 #define MIMO_CUDA_OP_DECODE_H
 
+#include <math.h>
 #include <string.h>
 
 #include "base/target.h"
@@ -114,6 +115,48 @@ MIMO_HD inline uint32_t mimo_cuda_e4m3_bf16x2(const mimo_words2 &words, uint32_t
     const uint32_t word = words.v[n / 2];
     return n % 2 == 0 ? (word & 0x80008000u) | (word >> 4 & 0x07f007f0u)
                       : (word << 8 & 0x80008000u) | (word << 4 & 0x07f007f0u);
+}
+
+/* ---- the same for products in E4M3 ---- */
+
+/* Byte n of the result is that of eight bytes that bits 4 n .. 4 n + 3 number, which is below 8. */
+MIMO_HD inline uint32_t mimo_cuda_pick(const mimo_words2 &bytes, uint32_t numbers)
+{
+#ifdef __CUDA_ARCH__
+    uint32_t out; /* the intrinsic would make sure of the numbers */
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(bytes.v[0]), "r"(bytes.v[1]), "r"(numbers));
+    return out;
+#else
+    uint32_t out = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t number = numbers >> 4 * i & 7;
+        out |= (bytes.v[number / 4] >> 8 * (number % 4) & 255) << 8 * i;
+    }
+    return out;
+#endif
+}
+
+/* E4M3 of the eight magnitudes of E2M1, times 2^(scale - 6); scale: 1 .. 12. (Of scale 0 only that of zero is right.)
+ */
+MIMO_HD inline mimo_words2 mimo_cuda_e4m3_table(uint32_t scale)
+{
+    return {{scale * 0x08080800u + 0x0c080000u, scale * 0x08080808u + 0x1c181410u}};
+}
+
+/* Elements 4 n .. 4 n + 3 of a group of eight E2M1 codes (mimo_page_e4m3_codes) as four E4M3. */
+MIMO_HD inline uint32_t mimo_cuda_e2m1_e4m3x4(uint32_t word, uint32_t n, const mimo_words2 &table)
+{
+    const uint32_t magnitudes = word & 0x77777777u;
+    return mimo_cuda_pick(table, magnitudes >> 16 * n) | ((n == 0 ? word : word << 4) & 0x80808080u);
+}
+
+/* To the nearest E4M3, even ones between two; beyond 448 that. */
+MIMO_HD inline float mimo_cuda_round_e4m3(float x)
+{
+    const uint32_t exponent = mimo_cuda_bits(x) >> 23 & 255, least = 127 - 6;
+    const float unit = mimo_cuda_float(((exponent > least ? exponent : least) - 3) << 23);
+    const float rounded = rintf(x / unit) * unit;
+    return rounded > 448.0f ? 448.0f : rounded < -448.0f ? -448.0f : rounded;
 }
 
 /* ---- units ---- */

@@ -2,14 +2,18 @@
  *
  * Weights are the narrow operation's A, 16 rows at a time, straight from a page in shared memory: E2M1 and E4M3 become
  * BF16 in registers, exactly. (mma.sync of E4M3 would be no faster: for sm_90 and sm_100 ptxas makes FP16 of both
- * operands first.) A block's scale multiplies its weights (MXFP4) or its float sums (FP8). The rows that they are
- * multiplied with lie beside the ring, as long as they are needed, and are its B: always eight columns, whichever rows
- * there are, so that a row's sums do not depend on how many others there are. A warp takes every eighth block of 32
- * elements of K, for all units; sums of warps are added in their order. Matrices in float are multiplied in float. */
+ * operands first; wgmma.h has products in E4M3.) A block's scale multiplies its weights (MXFP4) or its float sums
+ * (FP8). The rows that they are multiplied with lie beside the ring, as long as they are needed, and are its B: always
+ * eight columns, whichever rows there are, so that a row's sums do not depend on how many others there are. A warp
+ * takes every eighth block of 32 elements of K, for all units; sums of warps are added in their order. Matrices in
+ * float are multiplied in float. */
 #ifndef MIMO_CUDA_SM90_MMA_H
 #define MIMO_CUDA_SM90_MMA_H
 
 #include "cuda/sm90/near.h"
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#include "cuda/sm90/wgmma.h"
+#endif
 
 /* Of a unit's sums of a warp in shared memory: 16 rows and a gap for each column, so that no two lanes meet in a bank.
  */
@@ -316,6 +320,10 @@ MIMO_BODY_HERE void mimo_tile_pages(const mimo_mma_team &team, Ring &ring, mimo_
                                     mimo_tile_near<mimo_mma_team> &near, const mimo_tile_product &p,
                                     const mimo_tile_columns &columns)
 {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if (p.format == MIMO_PAGE_E4M3)
+        return mimo_wgmma_pages(team, ring, sums.v, near, p);
+#endif
     near.factor = p.format == MIMO_FORMAT_MXFP4 ? MIMO_PAGE_MXFP4_UNDO : 1.0f;
     mimo_near_fetch(team, near, p, columns, p.k_first);
     if (p.format == MIMO_FORMAT_MXFP4 && p.units == 1 && near.k_end >= p.k_end)

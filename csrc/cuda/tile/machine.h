@@ -82,6 +82,7 @@ typedef struct mimo_tile_machine {
     uint32_t draft_block;        /* and rows of a block; 0: no drafter */
     uint32_t *counter;
     uint32_t parts;            /* of the operands: 1, or MIMO_TILE_EXACT_PARTS */
+    uint32_t up_format[2];     /* of the pages of a tape's EXPERT_UP (page.h) */
     mimo_tile_operand n, a, u; /* N and A [T], U [T * K, or T] */
     float *squares;            /* [T, pieces] sums of squares of x */
     float *p, *s;

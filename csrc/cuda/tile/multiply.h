@@ -16,7 +16,8 @@
 struct mimo_tile_product {
     const mimo_tile_machine &m;
     const mimo_tile_task &task;
-    uint32_t format, units;  /* of 16 rows; of gate and up both together */
+    uint32_t format;         /* of pages (page.h) */
+    uint32_t units;          /* of 16 rows; of gate and up both together */
     uint32_t pages, k_page;  /* of a segment; elements of K on a page */
     uint32_t k_first, k_end; /* of K */
     uint32_t last_row;       /* rows of the source: a segment's columns, or those of all that follow, lie below */
@@ -107,7 +108,7 @@ MIMO_BODY inline mimo_tile_source mimo_tile_source_of(const mimo_tile_product &p
 
 /* ---- pages ---- */
 
-/* Eight weights of one group, times the scale of their row. */
+/* Eight weights of one group, times the scale of their row. Of MIMO_PAGE_E4M3 the scale is what the page has. */
 template <uint32_t format>
 MIMO_BODY inline void mimo_tile_group(float w[8], const uint8_t *block, uint32_t lane, uint32_t upper, float scale)
 {
@@ -119,6 +120,13 @@ MIMO_BODY inline void mimo_tile_group(float w[8], const uint8_t *block, uint32_t
             w[i] = mimo_cuda_float(low.v[i]);
             w[i + 4] = mimo_cuda_float(high.v[i]);
         }
+        return;
+    }
+    if constexpr (format == MIMO_PAGE_E4M3) {
+        const mimo_words2 table = mimo_cuda_e4m3_table((uint32_t)scale);
+        for (uint32_t i = 0; i < 8; i++)
+            w[i] = mimo_cuda_e4m3(
+                mimo_cuda_e2m1_e4m3x4(mimo_cuda_load<uint32_t>(group + 4 * upper), i / 4, table) >> 8 * (i % 4) & 255);
         return;
     }
     uint32_t pair[4]; /* elements n and n + 4 as BF16 */
@@ -151,8 +159,40 @@ MIMO_BODY inline float mimo_tile_group_scale(const uint8_t *scales, uint32_t at,
         return mimo_cuda_float(mimo_cuda_load<uint32_t>(scales + 4 * (at + upper)));
     else if constexpr (format == MIMO_FORMAT_MXFP4)
         return mimo_cuda_float((uint32_t)scales[at + 2 * g + upper] << 23);
+    else if constexpr (format == MIMO_PAGE_E4M3)
+        return scales[at + 2 * g + upper];
     else
         return 1.0f;
+}
+
+/* What sums of row g + 8 * upper of a unit are to be multiplied with. */
+template <uint32_t format>
+MIMO_BODY inline float mimo_tile_row_scale(const uint8_t *page, uint32_t units, uint32_t k_page, uint32_t unit,
+                                           uint32_t g, uint32_t upper)
+{
+    if constexpr (format == MIMO_PAGE_E4M3)
+        return mimo_cuda_float((uint32_t)page[mimo_page_rows(units, k_page) + MIMO_PAGE_UNIT * unit + 2 * g + upper]
+                               << 23);
+    else
+        return 1.0f;
+}
+
+/* Rows as they are multiplied: of MIMO_PAGE_E4M3 they are rounded to E4M3 times a scale of their own, so that the
+ * largest element is 448. */
+template <uint32_t format>
+MIMO_BODY inline void mimo_tile_row_scales(float scale[MIMO_TILE_TOKENS], const mimo_tile_product &p,
+                                           const mimo_tile_columns &columns)
+{
+    const mimo_tile_source source = mimo_tile_source_of(p);
+    for (uint32_t t = 0; t < MIMO_TILE_TOKENS && format == MIMO_PAGE_E4M3; t++) {
+        float most = 0.0f, x[8];
+        for (uint32_t k = 0; k < p.k_end && columns.has(t); k += 8) {
+            source.load(x, columns.row(t), k / 8);
+            for (uint32_t j = 0; j < 8; j++)
+                most = fmaxf(most, fabsf(x[j]));
+        }
+        scale[t] = most / 448.0f;
+    }
 }
 
 /* One page from column k of the matrix on: a warp takes units; lane 4 g + c adds up its groups of rows g and g + 8 in
@@ -164,6 +204,8 @@ MIMO_BODY inline void mimo_tile_page_of(const Team &team, mimo_tile_sums<Team> &
     const uint32_t blocks = p.k_page / MIMO_PAGE_BLOCK;
     const uint8_t *scales = page + mimo_page_scales(format, p.units, p.k_page);
     const mimo_tile_source source = mimo_tile_source_of(p);
+    float row_scale[MIMO_TILE_TOKENS];
+    mimo_tile_row_scales<format>(row_scale, p, columns);
     for (uint32_t unit = team.warp(); unit < p.units; unit += team.warps())
         team.lanes([&](uint32_t lane) {
             const uint32_t g = lane / 4, c = lane % 4;
@@ -174,12 +216,20 @@ MIMO_BODY inline void mimo_tile_page_of(const Team &team, mimo_tile_sums<Team> &
                 const uint8_t *block = page + (unit * blocks + b) * (size_t)mimo_page_block_bytes(format);
                 const uint32_t at = mimo_page_scale(format, unit, b, p.k_page);
                 float w[2][8], x[8];
-                for (uint32_t h = 0; h < 2; h++)
+                for (uint32_t h = 0; h < 2; h++) {
                     mimo_tile_group<format>(w[h], block, lane, h, mimo_tile_group_scale<format>(scales, at, g, h));
+                    const float factor = mimo_tile_row_scale<format>(page, p.units, p.k_page, unit, g, h);
+                    for (uint32_t j = 0; j < 8 && format == MIMO_PAGE_E4M3; j++)
+                        w[h][j] *= factor;
+                }
                 for (uint32_t t = 0; t < MIMO_TILE_TOKENS; t++) {
                     if (!columns.has(t))
                         continue;
                     source.load(x, columns.row(t), column / 8);
+                    if constexpr (format == MIMO_PAGE_E4M3)
+                        for (uint32_t j = 0; j < 8; j++)
+                            x[j] =
+                                row_scale[t] > 0.0f ? mimo_cuda_round_e4m3(x[j] / row_scale[t]) * row_scale[t] : 0.0f;
                     for (uint32_t h = 0; h < 2; h++)
                         for (uint32_t j = 0; j < 8; j++)
                             sums.v[unit / team.warps()][h][t][lane] =
@@ -207,8 +257,11 @@ MIMO_BODY inline void mimo_tile_pages(const Team &team, Ring &ring, mimo_tile_su
         case MIMO_FORMAT_FP8:
             mimo_tile_page_of<MIMO_FORMAT_FP8>(team, sums, p, columns, page, k);
             break;
-        default:
+        case MIMO_FORMAT_MXFP4:
             mimo_tile_page_of<MIMO_FORMAT_MXFP4>(team, sums, p, columns, page, k);
+            break;
+        default:
+            mimo_tile_page_of<MIMO_PAGE_E4M3>(team, sums, p, columns, page, k);
             break;
         }
         ring.give(p.task.page_bytes);
@@ -246,12 +299,13 @@ MIMO_BODY inline uint32_t mimo_tile_context_rows(const mimo_cuda_state &s)
     return rows;
 }
 
-/* The format of a task's matrix, and its rows (of EXPERT_UP and DENSE_UP: of gate). */
+/* The format of the pages of a task's matrix, and its rows (of EXPERT_UP and DENSE_UP: of gate). */
 struct mimo_tile_whole {
     uint32_t format, rows;
 };
 
-MIMO_BODY inline mimo_tile_whole mimo_tile_matrix(const mimo_cuda_state &s, const mimo_tile_task &task)
+MIMO_BODY inline mimo_tile_whole mimo_tile_matrix(const mimo_tile_machine &m, const mimo_cuda_state &s,
+                                                  const mimo_tile_task &task)
 {
     const mimo_cuda_layer *layer = task.layer != MIMO_NO_LAYER ? &s.layer[task.layer] : nullptr;
     switch (task.op_code) {
@@ -262,6 +316,7 @@ MIMO_BODY inline mimo_tile_whole mimo_tile_matrix(const mimo_cuda_state &s, cons
     case MIMO_OP_OUT_PROJ:
         return {layer->out.format, layer->out.rows};
     case MIMO_OP_EXPERT_UP:
+        return {m.up_format[task.tape], layer->gate[0].rows};
     case MIMO_OP_DENSE_UP:
         return {layer->gate[0].format, layer->gate[0].rows};
     case MIMO_OP_EXPERT_DOWN:
@@ -399,7 +454,7 @@ MIMO_BODY_HERE void mimo_tile_multiply(const Team &team, const mimo_tile_machine
                                        Ring &ring)
 {
     const mimo_cuda_state &s = mimo_tile_state(m, task);
-    const mimo_tile_whole whole = mimo_tile_matrix(s, task);
+    const mimo_tile_whole whole = mimo_tile_matrix(m, s, task);
     const mimo_tile_product product = mimo_tile_product_of(m, s, task, whole.format);
     const bool scaled =
                    task.kind == MIMO_TILE_EXPERT_UP || task.kind == MIMO_TILE_DENSE_UP || task.op_code == MIMO_OP_HEAD,
