@@ -1,7 +1,8 @@
-"""Made models, and the file of kernels that a made-up driver is given."""
+"""Made models, the file of kernels that a made-up driver is given, and where kernels are compiled for the host."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,3 +30,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("image") / "kernels.fatbin"
     path.write_bytes(b"kernels")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def ptx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where kernels' PTX becomes libraries (tests/ptx), one for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ptx"

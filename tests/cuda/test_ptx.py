@@ -18,8 +18,8 @@ U32, F32 = np.uint32, np.float32
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library.of("kernels.cu", tmp_path_factory.mktemp("ptx"))
+def library(ptx_folder: Path) -> Library:
+    return Library.of("kernels.cu", ptx_folder)
 
 
 def fault(run: Callable[[], None]) -> str:

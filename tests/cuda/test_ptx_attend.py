@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ CASE = np.dtype(
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library.of("attend.cu", tmp_path_factory.mktemp("ptx"))
+def library(ptx_folder: Path) -> Library:
+    return Library.of("attend.cu", ptx_folder)
 
 
 def bf16(values: NDArray[Any]) -> NDArray[np.uint16]:

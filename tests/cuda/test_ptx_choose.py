@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ CASE = np.dtype(
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library.of("choose.cu", tmp_path_factory.mktemp("ptx"))
+def library(ptx_folder: Path) -> Library:
+    return Library.of("choose.cu", ptx_folder)
 
 
 @pytest.mark.parametrize(

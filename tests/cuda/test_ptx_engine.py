@@ -3,7 +3,6 @@ copies in bulk, shuffles and tensor-core products, and every rule of the device 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,13 +41,11 @@ MODELS = cuda_cases.MODELS
 
 
 @pytest.fixture(scope="session")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Where the kernels of a path are; compiled once for all processes of a test run."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ptx"
+def libraries(ptx_folder: Path) -> Callable[[str], str]:
+    """Where the kernels of a path are."""
     compiler = nvcc()
     assert compiler is not None
-    return lambda name: str(build(name, folder, compiler))
+    return lambda name: str(build(name, ptx_folder, compiler))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ FENCE, PROXY, WAIT, BARRIER, COLUMNS, EARLY, SWIZZLE = range(1, 8)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library.of("groups.cu", tmp_path_factory.mktemp("ptx"))
+def library(ptx_folder: Path) -> Library:
+    return Library.of("groups.cu", ptx_folder)
 
 
 def run(library: Library, gap: int = 0, broken: int = 0, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:

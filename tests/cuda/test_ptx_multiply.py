@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ REST = 0x06030603
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library.of("multiply.cu", tmp_path_factory.mktemp("ptx"))
+def library(ptx_folder: Path) -> Library:
+    return Library.of("multiply.cu", ptx_folder)
 
 
 def page(codes: NDArray[Any], exponents: NDArray[Any], k_page: int) -> NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ptx.launch import Library
@@ -37,10 +39,10 @@ def test_pages_lie_where_the_oldest_are_gone_and_no_later(seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+def library(ptx_folder: Path) -> Library:
     if nvcc() is None:
         pytest.skip("not run: the package was built without nvcc")
-    return Library.of("ring.cu", tmp_path_factory.mktemp("ptx"))
+    return Library.of("ring.cu", ptx_folder)
 
 
 @pytest.mark.parametrize(("ring", "least", "most"), [(2048, 16, 2048), (2048, 16, 64), (4096, 1024, 1600), (640, 16, 320)])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from .library import HERE, compile_c, nvcc, ptx
 from .translate import translate
@@ -36,11 +37,14 @@ class Library:
 
     @classmethod
     def of(cls, source: str, folder: Path, counted: bool = False) -> Library:
-        """Of the kernels in a file beside this one, compiled to a folder. counted: see `executed`."""
+        """Of the kernels in a file beside this one, compiled to a folder, if nobody has. counted: see `executed`."""
         compiler = nvcc()
         assert compiler is not None
-        target = folder / f"{Path(source).stem}.so"
-        compile_c(translate(ptx(HERE / source, compiler), counted), target)
+        target = folder / f"{Path(source).stem}{'-counted' if counted else ''}.so"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock")):
+            if not target.exists():
+                compile_c(translate(ptx(HERE / source, compiler), counted), target)
         return cls(target)
 
     @property
