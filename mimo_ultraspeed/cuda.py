@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cuda_device", "cuda_image", "cuda_path", "why_cuda_is_off"]
+__all__ = ["PATHS", "cuda_device", "cuda_image", "cuda_path", "why_cuda_is_off"]
 
 _FOLDER = Path(__file__).resolve().parent / "_cuda"
 _UNTESTED = "MIMO_CUDA_UNTESTED"
 _PATH = "MIMO_CUDA_PATH"
-_PATHS = ("plain", "resident", "resident-e4m3")
+PATHS = ("plain", "resident", "resident-e4m3")
 
 
 def cuda_image(path: str = "plain") -> Path:
@@ -28,7 +28,7 @@ def cuda_path(precision: str) -> str:
     ValueError for others; NotImplementedError where that path was not built, or does not have the precision.
     """
     path = os.environ.get(_PATH) or "plain"
-    if path not in _PATHS:
+    if path not in PATHS:
         raise ValueError(f"{_PATH}: expected 'plain', 'resident' or 'resident-e4m3', found {path!r}")
     if not cuda_image(path).exists():
         archs = ", ".join(built().get("archs", [])) or "no architecture"

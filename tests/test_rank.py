@@ -215,6 +215,10 @@ def test_a_measurement(tmp_path: Path) -> None:
 def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"world": 2, "context": 9, "rounds": 1, "widths": [1], "copied": 1 << 12, "progress": False}
     assert list(bench_rank("tiny", paths=["resident"], **settings).samples) == ["resident"]
+    both = bench_rank("tiny", paths=["plain", "resident-e4m3"], **settings)
+    ratio = both.ratio("step 1", "resident-e4m3")
+    assert ratio and f"{ratio:.2f}" in next(line for line in str(both).splitlines() if line.startswith("step 1, resident-e4m3"))
+    assert "ms measured (resident-e4m3)" in str(both) and both.ratio("step 1") is None
     for wrong, text in ((["other"], "'plain' or 'resident' or 'resident-e4m3'"), ([], "at least one")):
         with pytest.raises(ValueError, match=text):
             bench_rank("tiny", paths=wrong, **settings)

@@ -112,8 +112,8 @@ static int fake_device_attribute(int *value, int attribute, int device)
     (void)device;
     ENTER();
     *value = attribute == MIMO_CUDA_ATTRIBUTE_PROCESSORS     ? (int)fake.options.processors
-             : attribute == MIMO_CUDA_ATTRIBUTE_MAJOR        ? 9
-             : attribute == MIMO_CUDA_ATTRIBUTE_MINOR        ? 0
+             : attribute == MIMO_CUDA_ATTRIBUTE_MAJOR        ? (int)fake.options.capability / 10
+             : attribute == MIMO_CUDA_ATTRIBUTE_MINOR        ? (int)fake.options.capability % 10
              : attribute == MIMO_CUDA_ATTRIBUTE_SHARED_BYTES ? MIMO_SM90_SHARED
                                                              : 0;
     return leave(0);

@@ -26,11 +26,12 @@ typedef struct mimo_cuda_fake_options {
     uint64_t memory; /* bytes of the device */
     uint32_t processors;
     uint32_t devices;
-    int init_result;    /* of cuInit */
-    int module_result;  /* of cuModuleLoadData */
-    uint64_t fail_at;   /* the number of the call that fails, from 1; 0: none. All calls but errors' names count */
-    int fail_result;    /* what it returns, */
-    bool fail_for_good; /* and every call after it, as from a device that is lost */
+    uint32_t capability; /* of sm_90 90 */
+    int init_result;     /* of cuInit */
+    int module_result;   /* of cuModuleLoadData */
+    uint64_t fail_at;    /* the number of the call that fails, from 1; 0: none. All calls but errors' names count */
+    int fail_result;     /* what it returns, */
+    bool fail_for_good;  /* and every call after it, as from a device that is lost */
     const mimo_cuda_fake_kernels *kernels; /* NULL: the host's templates */
 } mimo_cuda_fake_options;
 

@@ -15,20 +15,22 @@ static PyObject *cuda_fake(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
     static char *names[] = {"memory",      "processors",    "devices", "init_result", "module_result", "fail_at",
-                            "fail_result", "fail_for_good", "kernels", "seed",        "races",         NULL};
+                            "fail_result", "fail_for_good", "kernels", "seed",        "races",         "capability",
+                            NULL};
     mimo_cuda_fake_options o = {0};
     unsigned long long memory = 0, fail_at = 0, seed = 0;
-    unsigned int processors = 3, devices = 1;
+    unsigned int processors = 3, devices = 1, capability = 90;
     int for_good = 0, races = 0;
     const char *path = NULL;
     o.fail_result = 700;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$KIIiiKipzKp:cuda_fake", names, &memory, &processors, &devices,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$KIIiiKipzKpI:cuda_fake", names, &memory, &processors, &devices,
                                      &o.init_result, &o.module_result, &fail_at, &o.fail_result, &for_good, &path,
-                                     &seed, &races))
+                                     &seed, &races, &capability))
         return NULL;
     o.memory = memory;
     o.processors = processors;
     o.devices = devices;
+    o.capability = capability;
     o.fail_at = fail_at;
     o.fail_for_good = for_good != 0;
     if (path != NULL) {
@@ -141,7 +143,8 @@ static PyObject *cuda_break(PyObject *self, PyObject *args)
 PyMethodDef mimo_probe_device_methods[] = {
     {"cuda_fake", (PyCFunction)(void (*)(void))cuda_fake, METH_VARARGS | METH_KEYWORDS,
      "cuda_fake(*, memory=0, processors=3, devices=1, init_result=0, module_result=0, fail_at=0, fail_result=700, "
-     "fail_for_good=False, kernels=None, seed=0, races=False)\n--\n\nA driver of the host in the place of CUDA's; "
+     "fail_for_good=False, kernels=None, seed=0, races=False, capability=90)\n--\n\nA driver of the host in the place "
+     "of CUDA's; "
      "memory=0: the system's again. kernels: a library (tests/ptx) that runs the kernels in the place of the host's "
      "templates, in an order drawn from the seed, and looks for races if it is told to."},
     {"cuda_fake_stats", (PyCFunction)cuda_fake_stats, METH_NOARGS,

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from .. import _core as core
 from ..checkpoint import Checkpoint
-from ..cuda import cuda_device, cuda_image, why_cuda_is_off
+from ..cuda import PATHS, cuda_device, cuda_image, why_cuda_is_off
 from ..display import bar
 from ..drafter import open_drafter
 from ..errors import EngineError
 from ..make import make
 from ..provenance import software
-from .rank_result import PATHS, Operation, Profile, RankResult, RankSettings, Shape, Trace
+from .rank_result import Operation, Profile, RankResult, RankSettings, Shape, Trace
 from .routing import Routing, distinct
 from .step_model import GPUS, Assumptions, lowered, step
 

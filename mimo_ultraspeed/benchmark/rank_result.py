@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 
 from .step_model import ACCEPTANCES, Assumptions, Step, union
 
-__all__ = ["PATHS", "Operation", "Phase", "Profile", "Projection", "RankResult", "RankSettings", "Shape", "Trace"]
+__all__ = ["Operation", "Phase", "Profile", "Projection", "RankResult", "RankSettings", "Shape", "Trace"]
 
 SCHEMA = 1
-PATHS = ("plain", "resident", "resident-e4m3")
-"""Of the CUDA backend."""
 _EXCHANGES = {"embed": 1, "draft_embed": 1, "out_proj": 1, "expert_down": 1, "dense_down": 1, "draft_fuse": 1, "head": 1}
 """Exchanges between ranks after an operation: sums of partial results, rows of the divided embedding, best tokens of the head."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ptx.library import nvcc
 
 from mimo_ultraspeed.make import make
 
@@ -34,6 +35,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def ptx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where kernels' PTX becomes libraries (tests/ptx), one for all processes of a test run."""
+    """Where kernels' PTX becomes libraries (tests/ptx), one for all processes of a test run. Tests that need it need nvcc."""
+    if nvcc() is None:
+        pytest.skip("not run: the package was built without nvcc")
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ptx"

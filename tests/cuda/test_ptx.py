@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ptx.launch import Fault, Library
-from ptx.library import nvcc
 from ptx.translate import UnknownInstruction, translate
 
-COMPILER = nvcc()
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="not run: the package was built without nvcc")
 U32, F32 = np.uint32, np.float32
 
 

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from ptx.launch import Library
-from ptx.library import nvcc
 
-pytestmark = pytest.mark.skipif(nvcc() is None, reason="not run: the package was built without nvcc")
 CHUNK, ROWS = 256, 8
 CASE = np.dtype(
     [(name, np.uint32) for name in ("rows", "heads", "kv_heads", "head_dim", "v_head_dim", "window", "sliding", "splits")]

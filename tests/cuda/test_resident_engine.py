@@ -98,6 +98,13 @@ def test_e4m3_is_of_fast_precision(opened: Any) -> None:
     assert "expected precision 'fast'" in raises(NotImplementedError, lambda: opened("mxfp4", "resident-e4m3"))
 
 
+def test_e4m3_is_of_gpus_that_have_wgmma(opened: Any) -> None:
+    _probe.cuda_fake(memory=GB, processors=2, capability=103)
+    text = raises(NotImplementedError, lambda: opened("mxfp4", "resident-e4m3", precision="fast"))
+    assert "expected a GPU of compute capability 9.0, which has wgmma, found 10.3; 'resident' multiplies in BF16" in text
+    assert opened("mxfp4", precision="fast").variant == "resident"
+
+
 def test_hidden_states_and_drafts(opened: Any) -> None:
     cpu, gpu = opened("mxfp4", "cpu"), opened("mxfp4")
     hidden_states_are_the_cpus(cpu, gpu, layers=4)
